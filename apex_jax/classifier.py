@@ -1,0 +1,117 @@
+"""The classifier to be explained: a feature map, pooled, then one linear layer.
+
+First step of the method (method of APEX, section "the classifier"): whatever the
+network, the rest of the package sees a `Classifier`. In comes a spectrogram, out go
+its feature map and the network's own logits; `LinearHead` is the only layer between
+the pooled map and the logits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# (params, spectrogram [batch, freq, time])
+#   -> (feature map [batch, F, T, chan], the network's own logits [batch, classes])
+ForwardFn = Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearHead:
+    """The linear layer after pooling, `y = W v + b`.
+
+    Attributes:
+      weight: `[classes, chan]`.
+      bias: `[classes]`.
+    """
+
+    weight: jax.Array
+    bias: jax.Array
+
+    def __call__(self, pooled: Float[Array, "*batch chan"]) -> jax.Array:
+        """Logits `[*batch, classes]`, float32 at the highest matmul precision."""
+        product = jnp.matmul(
+            pooled, self.weight.T, precision=jax.lax.Precision.HIGHEST
+        )
+        return product + self.bias.reshape((1,) * (product.ndim - 1) + (-1,))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A network seen as a feature map and a linear head.
+
+    The contract, for every spectrogram: `head(mean over F, T of the map)` equals
+    the logits. `forward_fn` gives the logits the way the untouched network computes
+    them, not through `head`, so the contract can be checked and a norm that was not
+    folded is found out.
+
+    Attributes:
+      params: what `forward_fn` needs, any pytree of arrays.
+      head: the linear layer after pooling.
+      forward_fn: `(params, spectrogram [batch, freq, time])` to
+        `(map [batch, F, T, chan], logits [batch, classes])`.
+      class_names: one name a class, in the order of the logits.
+      stride: spectrogram rows and frames a cell covers. None: the map's cells
+        divide the spectrogram evenly.
+    """
+
+    params: Any
+    head: LinearHead
+    forward_fn: ForwardFn = dataclasses.field(metadata={"static": True})
+    class_names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    stride: tuple[int, int] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
+
+    def __call__(
+        self, spectrogram: Float[Array, "batch freq time"]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Feature map `[batch, F, T, chan]` and own logits `[batch, classes]`."""
+        return self.forward_fn(self.params, spectrogram)
+
+
+def pool(feature_map: Float[Array, "*batch freq time chan"]) -> jax.Array:
+    """Global average pooling: the mean over rows and columns, `[*batch, chan]`."""
+    return jnp.mean(feature_map, axis=(-3, -2))
+
+
+def fold_layer_norm(
+    feature_map: Float[Array, "*batch freq time chan"],
+    scale: Float[Array, " chan"],
+    bias: Float[Array, " chan"],
+    *,
+    epsilon: float,
+) -> Float[Array, "*batch freq time chan"]:
+    """Moves a LayerNorm after pooling in front of it.
+
+    The norm's mean and variance are two scalars a clip, taken over the channels of
+    the pooled vector `v`; applied to every position,
+
+      Z'[f, t] = scale * (Z[f, t] - mean(v)) / sqrt(var(v) + epsilon) + bias,
+
+    so that `mean(Z') = LayerNorm(v)` and the head is linear after pooling.
+
+    Args:
+      feature_map: `[*batch, F, T, chan]` before pooling.
+      scale: the norm's weight, `[chan]`.
+      bias: the norm's bias, `[chan]`.
+      epsilon: the norm's own epsilon; ConvNeXt's last norm often differs from the
+        others.
+
+    Returns:
+      The folded map, same shape.
+    """
+    pooled = pool(feature_map)
+    mean = jnp.mean(pooled, axis=-1)[..., None, None, None]
+    variance = jnp.var(pooled, axis=-1)[..., None, None, None]
+    scale, bias = (
+        p.reshape((1,) * (feature_map.ndim - 1) + (-1,)) for p in (scale, bias)
+    )
+    return scale * (feature_map - mean) / jnp.sqrt(variance + epsilon) + bias

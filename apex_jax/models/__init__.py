@@ -1,0 +1,1 @@
+"""Networks that APEX explains, one file each."""

@@ -1,0 +1,1 @@
+"""Throughput and scaling, run as ``python -m benchmarks``."""

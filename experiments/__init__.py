@@ -1,0 +1,1 @@
+"""The paper's experiments, run as ``python -m experiments.NAME``."""
