@@ -36,9 +36,7 @@ class LinearHead:
 
     def __call__(self, pooled: Float[Array, "*batch chan"]) -> jax.Array:
         """Logits `[*batch, classes]`, float32 at the highest matmul precision."""
-        product = jnp.matmul(
-            pooled, self.weight.T, precision=jax.lax.Precision.HIGHEST
-        )
+        product = jnp.matmul(pooled, self.weight.T, precision=jax.lax.Precision.HIGHEST)
         return product + self.bias.reshape((1,) * (product.ndim - 1) + (-1,))
 
 

@@ -1,0 +1,196 @@
+"""The invertible transform of the channels and the head that undoes it (Eqs. 2 to 4).
+
+In comes the generator A `[chan, chan]`; out come `U = expm(A)`, its inverse, the head
+that gives the same logits from the transformed channels, and the audit that measures
+whether it really does.
+
+The transform is affine, `Zhat = U (Z - mu)`: the paper has `mu = 0`. A fixed change of
+coordinates before `expm(A)` composes into the same three arrays, so nothing
+downstream knows whether there was one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from apex_jax import classifier as classifier_lib
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class InvarianceError(ValueError):
+    """The transformed classifier does not reproduce the original's predictions."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transform:
+    """`Zhat = matrix (Z - centre)`, and the way back.
+
+    Attributes:
+      matrix: U, `[chan, chan]`.
+      inverse: U^-1, `[chan, chan]`.
+      centre: mu, `[chan]`.
+    """
+
+    matrix: jax.Array
+    inverse: jax.Array
+    centre: jax.Array
+
+    def __call__(self, vectors: Float[Array, "*batch chan"]) -> jax.Array:
+        """Transforms vectors of the feature map, or any averages of them."""
+        centre = self.centre.reshape((1,) * (vectors.ndim - 1) + (-1,))
+        return jnp.matmul(vectors - centre, self.matrix.T, precision=HIGHEST)
+
+    def compensate(self, head: classifier_lib.LinearHead) -> classifier_lib.LinearHead:
+        """The head that gives the same logits from transformed channels (Eq. 4).
+
+        `W Z + b = (W U^-1) Zhat + (b + W mu)`.
+        """
+        return classifier_lib.LinearHead(
+            weight=jnp.matmul(head.weight, self.inverse, precision=HIGHEST),
+            bias=head.bias + jnp.matmul(head.weight, self.centre, precision=HIGHEST),
+        )
+
+
+def identity(chan: int) -> Transform:
+    """The transform that changes nothing: the raw channels."""
+    eye = jnp.eye(chan)
+    return Transform(matrix=eye, inverse=eye, centre=jnp.zeros(chan))
+
+
+def exponential(generator: Float[Array, "chan chan"]) -> Float[Array, "chan chan"]:
+    """`expm(A)` in float32 at the highest matmul precision (Eq. 2)."""
+    # TF32 and bf16 passes, the default on accelerators, would break invariance.
+    with jax.default_matmul_precision("highest"):
+        return jax.scipy.linalg.expm(generator)
+
+
+def from_generator(
+    generator: Float[Array, "chan chan"], base: Transform | None = None
+) -> Transform:
+    """`U = expm(A) P` around `mu`, with `P` and `mu` those of `base`.
+
+    Args:
+      generator: A.
+      base: coordinates in which A was learned; None for the channels as they are.
+
+    Raises:
+      InvarianceError: A is not finite or so large that its exponential is not.
+    """
+    base = identity(generator.shape[0]) if base is None else base
+    forward, backward = exponential(generator), exponential(-generator)
+    transform = Transform(
+        matrix=jnp.matmul(forward, base.matrix, precision=HIGHEST),
+        inverse=jnp.matmul(base.inverse, backward, precision=HIGHEST),
+        centre=base.centre,
+    )
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(transform)):
+        norm = float(jnp.max(jnp.sum(jnp.abs(generator), axis=0)))
+        raise InvarianceError(
+            f"expm(A) is not finite in float32: the largest column sum of |A| is "
+            f"{norm:.3g}, and float32 holds the exponential up to about 80. Lower the "
+            "learning rate of the optimisation."
+        )
+    return transform
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What the transform did to the logits of real clips.
+
+    Attributes:
+      num_clips: clips compared.
+      max_abs_logit_error: largest `|yhat - y|`.
+      mean_abs_logit_error: mean of it.
+      changed_predictions: clips whose most likely class changed.
+      condition_number: of U, 2-norm.
+      logit_spread: standard deviation of the logits within a class over clips, root
+        mean square over classes: how far logits move from clip to clip.
+      tolerance: largest allowed `max_abs_logit_error / logit_spread`.
+    """
+
+    num_clips: int
+    max_abs_logit_error: float
+    mean_abs_logit_error: float
+    changed_predictions: int
+    condition_number: float
+    logit_spread: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """No prediction changed and the error is within tolerance."""
+        # A single clip, or identical ones, has no spread: then float32's own
+        # resolution of the logits is the yardstick.
+        yardstick = max(self.tolerance * self.logit_spread, 1e-5)
+        return self.changed_predictions == 0 and self.max_abs_logit_error <= yardstick
+
+    def check(self) -> Audit:
+        """Returns itself, or raises.
+
+        Raises:
+          InvarianceError: the audit failed; says by how much and what to do.
+        """
+        if self.passed:
+            return self
+        if self.condition_number > 1e3:
+            remedy = (
+                f"U is ill-conditioned (condition number {self.condition_number:.3g}; "
+                "about 100 is usual): lower the learning rate of the optimisation or "
+                "stop earlier."
+            )
+        else:
+            remedy = (
+                f"U is well conditioned ({self.condition_number:.3g}), so the cause "
+                "lies elsewhere: a norm between pooling and head that was not folded "
+                "into the feature map, a head that does not belong to these features, "
+                "or products at less than float32 precision."
+            )
+        raise InvarianceError(
+            "APEX must not change the classifier, but on "
+            f"{self.num_clips} clips {self.changed_predictions} predictions changed "
+            f"and logits moved by up to {self.max_abs_logit_error:.3g} (allowed: "
+            f"{self.tolerance:g} x their spread of {self.logit_spread:.3g}). {remedy}"
+        )
+
+
+def audit(
+    transform: Transform,
+    head: classifier_lib.LinearHead,
+    pooled: Float[Array, "clip chan"],
+    logits: Float[Array, "clip classes"],
+    *,
+    tolerance: float = 1e-3,
+) -> Audit:
+    """Compares the transformed classifier with the untouched one on real clips.
+
+    Args:
+      transform: U, U^-1, mu.
+      head: the original head.
+      pooled: pooled feature maps.
+      logits: what the untouched network itself said of the same clips.
+      tolerance: allowed error as a share of the logits' spread.
+    """
+    before = np.asarray(logits, np.float64)
+    after = np.asarray(transform.compensate(head)(transform(pooled)), np.float64)
+    if len(before) == 0:
+        raise ValueError("logits must hold at least one clip to audit; got none")
+    # A NaN or infinity anywhere must fail, not vanish in a comparison.
+    error = np.nan_to_num(np.abs(after - before), nan=math.inf, posinf=math.inf)
+    changed = np.argmax(after, axis=1) != np.argmax(before, axis=1)
+    return Audit(
+        num_clips=len(before),
+        max_abs_logit_error=float(error.max()),
+        mean_abs_logit_error=float(error.mean()),
+        changed_predictions=int(changed.sum()),
+        condition_number=float(np.linalg.cond(np.asarray(transform.matrix, "f8"))),
+        logit_spread=float(np.sqrt(np.mean(np.var(before, axis=0)))),
+        tolerance=tolerance,
+    )

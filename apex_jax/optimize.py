@@ -1,0 +1,282 @@
+"""Learning A so that channels become pure (the paper's schedule).
+
+In come the cached features of the training clips and a scheme; out comes the
+generator A and how purity grew. The backbone is never run: a step needs, for each
+(channel, clip) pair of the batch, one row of U to find the location and one product
+with U for the prototype vector.
+
+An epoch is one compiled program. A round picks the prototype clips, then trains on
+them for a few epochs; their number falls from round to round without recompiling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from apex_jax import bank, disentangle, purity, schemes
+from apex_jax import features as features_lib
+from apex_jax import mesh as mesh_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The schedule and the optimiser; the defaults are the paper's and EPIC's.
+
+    Attributes:
+      epochs: passes over the (channel, prototype) pairs.
+      epochs_per_round: epochs between two choices of the prototypes.
+      prototypes_start: prototypes a channel in the first round.
+      prototypes_end: in the last; linear in between.
+      batch_size: pairs a step.
+      learning_rate: Adam's. Much above 1e-3, U becomes ill-conditioned.
+      weight_decay: L2 term added to the gradient (not AdamW).
+      beta1: Adam's decay of the first moment.
+      beta2: Adam's decay of the second moment.
+      epsilon: Adam's epsilon.
+    """
+
+    epochs: int = 20
+    epochs_per_round: int = 2
+    prototypes_start: int = 100
+    prototypes_end: int = 5
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-5
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    def schedule(self) -> list[int]:
+        """Prototypes a channel in each round."""
+        rounds = -(-self.epochs // self.epochs_per_round)
+        line = np.linspace(self.prototypes_start, self.prototypes_end, rounds)
+        return [int(n) for n in np.round(line)]
+
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot work."""
+        for name in (
+            "epochs",
+            "epochs_per_round",
+            "prototypes_end",
+            "batch_size",
+            "learning_rate",
+        ):
+            value = getattr(self, name)
+            if value <= 0:
+                raise ValueError(f"{name} must be positive; got {value}")
+        if self.prototypes_start < self.prototypes_end:
+            raise ValueError(
+                f"prototypes_start must be at least prototypes_end "
+                f"({self.prototypes_end}); got {self.prototypes_start}"
+            )
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay must not be negative; {self.weight_decay}")
+
+    def optimiser(self) -> optax.GradientTransformation:
+        """Adam with the L2 term in the gradient, as torch.optim.Adam has it."""
+        return optax.chain(
+            optax.add_decayed_weights(self.weight_decay),
+            optax.adam(
+                self.learning_rate, b1=self.beta1, b2=self.beta2, eps=self.epsilon
+            ),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class History:
+    """How purity grew.
+
+    Attributes:
+      epoch_purity: mean over the pairs trained on, while training, one an epoch.
+      epoch_prototypes: prototypes a channel in that epoch.
+      round_purity: mean over each channel's `prototypes_end` strongest clips at the
+        start of each round, and after the last: comparable from start to end.
+      round_epochs: epochs done at each of these.
+    """
+
+    epoch_purity: list[float]
+    epoch_prototypes: list[int]
+    round_purity: list[float]
+    round_epochs: list[int]
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("config", "scheme", "mesh"),
+    donate_argnames=("generator", "state"),
+)
+def run_epoch(
+    key: jax.Array,
+    generator: Float[Array, "chan chan"],
+    state: optax.OptState,
+    views: schemes.Views,
+    clips: Int[Array, "chan top"],
+    num_prototypes: Int[Array, ""],
+    *,
+    config: Config,
+    scheme: schemes.Scheme,
+    mesh: Mesh,
+) -> tuple[jax.Array, optax.OptState, jax.Array]:
+    """Every (channel, prototype) pair once, in random order, in batches.
+
+    Args:
+      key: for the order.
+      generator: A; donated.
+      state: of `config.optimiser()`; donated.
+      views: of the training clips, spread over `mesh`.
+      clips: prototype clips of each channel, strongest first, for the largest number
+        of prototypes in the schedule.
+      num_prototypes: how many of them count now. An array, so that a new number
+        does not compile anew.
+      config: optimiser and batch size.
+      scheme: where prototypes lie.
+      mesh: where `views` live.
+
+    Returns:
+      A, optimiser state, and the mean purity of the pairs while they were trained on.
+    """
+    chan, top = clips.shape
+    optimiser = config.optimiser()
+    batch_size = min(config.batch_size, chan * top)
+    total = chan * num_prototypes
+
+    # A random order in which the pairs that count come first.
+    counts = jnp.tile(jnp.arange(top) < num_prototypes, chan)
+    order = jnp.argsort(jnp.where(counts, jax.random.uniform(key, (chan * top,)), 2.0))
+    order = jnp.pad(order, (0, -order.size % batch_size))
+    channels, clips = order // top, clips.reshape(-1)[order]
+
+    def on_device(generator, state, views, channels, clips, total):
+        def step(number, carry):
+            generator, state, purity_sum = carry
+            start = number * batch_size
+            channel, clip = (
+                jax.lax.dynamic_slice_in_dim(a, start, batch_size)
+                for a in (channels, clips)
+            )
+            counts = (start + jnp.arange(batch_size) < total).astype(jnp.float32)
+
+            matrix, pull_back = jax.vjp(disentangle.exponential, generator)
+            # The location is a constant of the step: only `vector` meets U below.
+            _, vector = bank.prototype_vectors(scheme, views, matrix[channel], clip)
+
+            def loss_of(matrix):
+                prototype = jnp.matmul(vector, matrix.T, precision=disentangle.HIGHEST)
+                return purity.loss(prototype, channel, counts)
+
+            loss, gradient = jax.value_and_grad(loss_of)(matrix)
+            (gradient,) = pull_back(gradient)
+            updates, state = optimiser.update(gradient, state, generator)
+            generator = optax.apply_updates(generator, updates)
+            return generator, state, purity_sum - loss * jnp.sum(counts)
+
+        steps = -(-total // batch_size)
+        start = (generator, state, jnp.float32(0))
+        generator, state, purity_sum = jax.lax.fori_loop(0, steps, step, start)
+        return generator, state, purity_sum / total
+
+    # Every device takes the same step: the exponential, which cannot be split over
+    # pairs, is most of the work. Only the clips are spread.
+    copy, spread = mesh_lib.COPY, mesh_lib.CLIPS
+    return jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(copy, copy, spread, copy, copy, copy),
+        out_specs=copy,
+    )(generator, state, views, channels, clips, total)
+
+
+def fit(
+    key: jax.Array,
+    features: features_lib.Features,
+    scheme: schemes.Scheme,
+    *,
+    config: Config | None = None,
+    mesh: Mesh | None = None,
+    on_epoch: Callable[[int, float], None] = lambda epoch, purity: None,
+) -> tuple[Float[Array, "chan chan"], History]:
+    """Learns A by making each channel's prototypes pure (method, section 4).
+
+    Args:
+      key: for the order of the pairs.
+      features: of the training clips; spread over the mesh here if they are not yet.
+      scheme: where prototypes lie.
+      config: schedule and optimiser; None for the paper's.
+      mesh: devices; None for all of them.
+      on_epoch: called with the number of epochs done and the epoch's mean purity.
+
+    Returns:
+      A `[chan, chan]`, and how purity grew. With A = 0 as the start, U starts at the
+      identity.
+
+    Raises:
+      ValueError: a setting that cannot work, no clips, or features without the
+        cells that the square scheme needs.
+      InvarianceError: A left the range in which its exponential is finite.
+    """
+    config = Config() if config is None else config
+    config.check()
+    if features.num_clips < 1:
+        raise ValueError("features must hold at least one clip; got none")
+    mesh = mesh_lib.make() if mesh is None else mesh
+    features = features.to_mesh(mesh)
+    chan = features.pooled.shape[-1]
+
+    generator = jnp.zeros((chan, chan))
+    state = config.optimiser().init(generator)
+    generator, state = mesh_lib.replicate((generator, state), mesh)
+    schedule = [min(n, features.num_clips) for n in config.schedule()]
+    history = History(
+        epoch_purity=[], epoch_prototypes=[], round_purity=[], round_epochs=[]
+    )
+
+    def choose() -> jax.Array:
+        """This round's prototypes; notes the purity of the strongest."""
+        transform = disentangle.from_generator(generator)
+        clips, _ = bank.top_clips(
+            transform,
+            features.pooled,
+            num=schedule[0],
+            num_clips=features.num_clips,
+            mesh=mesh,
+        )
+        _, score = bank.measure(
+            transform,
+            features.views,
+            clips[:, : schedule[-1]],
+            scheme=scheme,
+            mesh=mesh,
+        )
+        history.round_purity.append(float(score.mean()))
+        history.round_epochs.append(len(history.epoch_purity))
+        return clips
+
+    for epoch in range(config.epochs):
+        round_number, first = divmod(epoch, config.epochs_per_round)
+        if first == 0:
+            clips = choose()
+        generator, state, mean_purity = run_epoch(
+            jax.random.fold_in(key, epoch),
+            generator,
+            state,
+            features.views,
+            clips,
+            mesh_lib.replicate(jnp.int32(schedule[round_number]), mesh),
+            config=config,
+            scheme=scheme,
+            mesh=mesh,
+        )
+        history.epoch_purity.append(float(mean_purity))
+        history.epoch_prototypes.append(schedule[round_number])
+        on_epoch(epoch + 1, history.epoch_purity[-1])
+    choose()
+    return generator, history
