@@ -1,0 +1,244 @@
+"""Training a ConvNeXt classifier of clips, data parallel over the mesh.
+
+In come clips and a front end; out comes the network of the epoch with the lowest
+validation loss. APEX itself never trains the network: this is for those who have
+none yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from apex_jax import audio, cache, data, progress
+from apex_jax import mesh as mesh_lib
+from apex_jax.models import convnext
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """AdamW with a linear warm-up and a cosine to zero.
+
+    Attributes:
+      epochs: passes over the training clips.
+      batch_size: clips a step over all devices.
+      learning_rate: the largest.
+      weight_decay: on kernels only.
+      warmup: share of the steps over which the rate grows.
+      clip_norm: largest norm of a gradient.
+      random_crop: a random stretch of each file instead of its beginning.
+    """
+
+    epochs: int = 12
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    clip_norm: float = 1.0
+    random_crop: bool = True
+
+    def optimiser(self, num_steps: int) -> optax.GradientTransformation:
+        """The optimiser for a run of `num_steps` steps."""
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, self.learning_rate, max(1, round(self.warmup * num_steps)), num_steps
+        )
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            optax.adamw(rate, weight_decay=self.weight_decay, mask=_is_kernel),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What an epoch of training came to; losses are cross entropies in nats."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float
+
+
+def _is_kernel(params: optax.Params) -> optax.Params:
+    # By name: the biases of stacked blocks are matrices too.
+    def is_kernel(path, _):
+        return any(getattr(part, "name", None) == "kernel" for part in path)
+
+    return jax.tree_util.tree_map_with_path(is_kernel, params)
+
+
+def cross_entropy(
+    logits: Float[Array, "batch classes"],
+    label: Int[Array, " batch"],
+    valid: Bool[Array, " batch"],
+) -> Float[Array, ""]:
+    """Mean over the valid examples; 0 where there are none."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    return jnp.sum(jnp.where(valid, losses, 0.0)) / jnp.maximum(1, jnp.sum(valid))
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("optimiser", "front_end"),
+    donate_argnames=("model", "state"),
+)
+def step(
+    model: convnext.ConvNeXt,
+    state: optax.OptState,
+    waveform: Float[Array, "batch sample"],
+    label: Int[Array, " batch"],
+    valid: Bool[Array, " batch"],
+    *,
+    optimiser: optax.GradientTransformation,
+    front_end: audio.FrontEnd,
+) -> tuple[convnext.ConvNeXt, optax.OptState, jax.Array]:
+    """One step on a batch that is spread over the mesh; model and state are donated."""
+
+    def loss_of(model):
+        spectrogram = audio.spectrogram(front_end, waveform)
+        return cross_entropy(model(spectrogram), label, valid)
+
+    loss, gradient = jax.value_and_grad(loss_of)(model)
+    updates, state = optimiser.update(gradient, state, model)
+    return optax.apply_updates(model, updates), state, loss
+
+
+def fit(
+    model: convnext.ConvNeXt,
+    clips: Sequence[data.Clip],
+    validation: Sequence[data.Clip],
+    front_end: audio.FrontEnd,
+    *,
+    class_names: Sequence[str],
+    seed: int = 0,
+    config: Config | None = None,
+    mesh: Mesh | None = None,
+    skip_log: data.SkipLog | None = None,
+    on_progress: progress.OnProgress = progress.silent,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> tuple[convnext.ConvNeXt, list[Epoch]]:
+    """Trains on `clips` and returns the best epoch on `validation`.
+
+    Args:
+      model: where to start.
+      clips: training clips.
+      validation: chooses the epoch.
+      front_end: settings of the spectrogram.
+      class_names: in the order of the labels.
+      seed: of order and crops.
+      config: None for the defaults.
+      mesh: devices; None for all.
+      skip_log: notes clips that cannot be read; None raises at the first.
+      on_progress: told how many training clips are done.
+      on_epoch: called after each epoch.
+
+    Returns:
+      The network of the epoch with the lowest validation loss, and all epochs.
+
+    Raises:
+      ValueError: no clips, or the loss is no longer finite.
+    """
+    config = Config() if config is None else config
+    mesh = mesh_lib.make() if mesh is None else mesh
+    skip_log = data.SkipLog(strict=True) if skip_log is None else skip_log
+    if not clips or not validation:
+        raise ValueError(
+            "training needs clips to train on and to validate on; got "
+            f"{len(clips)} and {len(validation)}"
+        )
+    batch_size = mesh_lib.round_up(config.batch_size, mesh)
+    steps_per_epoch = math.ceil(len(clips) / batch_size)
+    optimiser = config.optimiser(config.epochs * steps_per_epoch)
+    # A copy: the steps below give their input's memory away.
+    model = mesh_lib.replicate(jax.tree.map(jnp.copy, model), mesh)
+    state = mesh_lib.replicate(optimiser.init(model), mesh)
+
+    epochs: list[Epoch] = []
+    best, best_loss = model, math.inf
+    losses: list[jax.Array] = []
+    stream = data.batches(
+        clips,
+        front_end,
+        batch_size=batch_size,
+        skip_log=skip_log,
+        seed=seed,
+        random_crop=config.random_crop,
+        num_epochs=config.epochs,
+    )
+    for number, batch in enumerate(stream, start=1):
+        arrays = mesh_lib.shard(
+            {name: batch[name] for name in ("waveform", "label", "valid")}, mesh
+        )
+        model, state, loss = step(
+            model, state, **arrays, optimiser=optimiser, front_end=front_end
+        )
+        losses.append(loss)
+        on_progress(int((batch["index"] >= 0).sum()))
+        if number % steps_per_epoch:
+            continue
+        report = _validate(
+            model,
+            validation,
+            front_end,
+            epoch=len(epochs) + 1,
+            train_loss=float(np.mean([float(loss) for loss in losses])),
+            class_names=class_names,
+            batch_size=batch_size,
+            mesh=mesh,
+            skip_log=skip_log,
+        )
+        losses = []
+        epochs.append(report)
+        on_epoch(report)
+        if not math.isfinite(report.train_loss):
+            raise ValueError(
+                f"the training loss is {report.train_loss} in epoch {report.epoch}: "
+                f"lower learning_rate, now {config.learning_rate:g}"
+            )
+        if report.validation_loss < best_loss:
+            best = jax.tree.map(jnp.copy, model)
+            best_loss = report.validation_loss
+    return best, epochs
+
+
+def _validate(
+    model: convnext.ConvNeXt,
+    clips: Sequence[data.Clip],
+    front_end: audio.FrontEnd,
+    *,
+    epoch: int,
+    train_loss: float,
+    class_names: Sequence[str],
+    batch_size: int,
+    mesh: Mesh,
+    skip_log: data.SkipLog,
+) -> Epoch:
+    logits, labels = [], []
+    for position, arrays in cache.stream(
+        convnext.as_classifier(model, class_names),
+        clips,
+        front_end,
+        batch_size=batch_size,
+        mesh=mesh,
+        skip_log=skip_log,
+    ):
+        logits.append(arrays["logits"])
+        labels.extend(clips[i].label for i in position)
+    if not labels:
+        raise ValueError(f"none of the {len(clips)} validation clips could be read")
+    scores, label = jnp.concatenate(logits), jnp.array(labels)
+    everything = jnp.ones(len(labels), bool)
+    return Epoch(
+        epoch=epoch,
+        train_loss=train_loss,
+        validation_loss=float(cross_entropy(scores, label, everything)),
+        validation_accuracy=float(jnp.mean(jnp.argmax(scores, axis=1) == label)),
+    )
