@@ -1,0 +1,318 @@
+"""Which clips there are, which split they fall in, and batches of them.
+
+Second step of the flow: from a folder of sound files to `Clip`s, and from clips to
+waveforms `[batch, sample]` of a fixed shape, read by grain's threads on the host. A
+file that cannot be read is noted in a `SkipLog` and marked invalid, not fatal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from apex_jax import audio
+
+Batch = dict[str, np.ndarray]
+Example = dict[str, Any]
+
+# Endings of libsndfile's formats that differ from the format's name. RAW is left
+# out: it has no header to tell the sample rate.
+_OTHER_ENDINGS = {"aif", "aifc", "oga", "opus", "snd", "wave"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A stretch of a sound file and its class; `FrontEnd.clip_s` is its length.
+
+    Attributes:
+      path: the file.
+      label: index of the class.
+      offset_s: where the clip starts, in seconds.
+      group: clips of one group, such as the same sentence in several voices, never
+        fall in different splits. Empty: the file's name without its ending.
+    """
+
+    path: Path | str
+    label: int
+    offset_s: audio.Real = 0.0
+    group: str = ""
+
+    def __post_init__(self):
+        if not self.group:
+            object.__setattr__(self, "group", Path(self.path).stem)
+
+    @property
+    def id(self) -> str:
+        """`folder/name@offset`: names alone repeat from class to class."""
+        path = Path(self.path)
+        return f"{path.parent.name}/{path.name}@{self.offset_s:.3f}"
+
+
+class SkipLog:
+    """Files that could not be used and why, once each; safe among threads.
+
+    Attributes:
+      strict: `add` raises instead.
+    """
+
+    def __init__(self, *, strict: bool = False):
+        self.strict = strict
+        self._reasons: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def add(self, error: audio.AudioError) -> None:
+        """Notes the file and the reason, or raises `error` if strict."""
+        if self.strict:
+            raise error
+        with self._lock:
+            self._reasons.setdefault(str(error.path), error.reason)
+
+    def entries(self) -> list[tuple[str, str]]:
+        """`(path, reason)` in the order of the paths."""
+        with self._lock:
+            return sorted(self._reasons.items())
+
+    def write_csv(self, path: str | Path) -> None:
+        """Writes the entries under the header `path,reason`."""
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("path", "reason"), *self.entries()])
+
+
+class Splits(NamedTuple):
+    """Three lists of clips that share no group."""
+
+    train: list[Clip]
+    validation: list[Clip]
+    test: list[Clip]
+
+
+def endings() -> frozenset[str]:
+    """Endings of the sound files libsndfile reads, lower case, without the dot."""
+    import soundfile
+
+    formats = {name.lower() for name in soundfile.available_formats()}
+    return frozenset(formats | _OTHER_ENDINGS) - {"raw"}
+
+
+def class_folder(root: str | Path) -> tuple[list[Clip], tuple[str, ...]]:
+    """The clips of a folder with one folder a class, `root/CLASS/**/FILE`.
+
+    Args:
+      root: the folder. Names that start with a dot are passed over at any depth.
+
+    Returns:
+      One clip a file, by class and then by path, and the sorted class names.
+
+    Raises:
+      ValueError: no such folder, no class folders, or one without a sound file.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"class_folder: root={str(root)!r} is not a folder")
+    visible = [p for p in root.iterdir() if not p.name.startswith(".")]
+    folders = sorted(p for p in visible if p.is_dir())
+    if not folders:
+        raise ValueError(
+            f"class_folder: root={str(root)!r} has no class folders; expected one "
+            "folder a class with its sound files inside, root/CLASS/FILE"
+        )
+    known = endings()
+    clips = []
+    for label, folder in enumerate(folders):
+        files = [
+            path
+            for path in sorted(folder.rglob("*"))
+            if path.suffix[1:].lower() in known
+            and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+            and path.is_file()
+        ]
+        if not files:
+            raise ValueError(
+                f"class_folder: {str(folder)!r} has no sound file; expected "
+                f"{', '.join(sorted(known))}. Fill it or move it out of {str(root)!r}"
+            )
+        clips += [Clip(path=path, label=label) for path in files]
+    return clips, tuple(folder.name for folder in folders)
+
+
+def windows(
+    clips: Sequence[Clip],
+    front_end: audio.FrontEnd,
+    *,
+    max_windows: int,
+    skip_log: SkipLog,
+) -> list[Clip]:
+    """Cuts each file into consecutive clips of `clip_s`, reading headers only.
+
+    A last stretch is kept if it is at least half a clip long; a file gives one clip
+    at least. Each keeps its file's group.
+
+    Args:
+      clips: one a file; cutting starts at `offset_s`.
+      front_end: for the length of a clip.
+      max_windows: clips a file, at most.
+      skip_log: takes the files whose header cannot be read.
+    """
+    if max_windows < 1:
+        raise ValueError(f"windows: max_windows={max_windows}; it must be at least 1")
+    cut = []
+    for clip in clips:
+        try:
+            left_s = audio.duration(clip.path) - clip.offset_s
+        except audio.AudioError as error:
+            skip_log.add(error)
+            continue
+        # In samples: the quotient of two lengths in seconds may miss a half.
+        left, length = round(left_s * front_end.sample_rate), front_end.num_samples
+        count = min(max_windows, max(1, (2 * left + length) // (2 * length)))
+        cut += [
+            dataclasses.replace(clip, offset_s=clip.offset_s + i * front_end.clip_s)
+            for i in range(count)
+        ]
+    return cut
+
+
+def split_by_group(clips: Sequence[Clip], *, validation: int, test: int) -> Splits:
+    """Splits whole groups, in the order of their names.
+
+    WaveFake's protocol: the first `test` groups (sentences) are the test set, the
+    next `validation` groups the validation set, the rest the training set.
+
+    Args:
+      clips: with their groups.
+      validation: number of groups, 0 for none.
+      test: number of groups, 0 for none.
+
+    Raises:
+      ValueError: a number is negative, or nothing is left to train on.
+    """
+    groups = sorted({clip.group for clip in clips})
+    if validation < 0 or test < 0:
+        raise ValueError(
+            f"split_by_group: validation={validation}, test={test}; they count groups "
+            "and must be at least 0"
+        )
+    if test + validation >= len(groups):
+        raise ValueError(
+            f"split_by_group: test={test} and validation={validation} groups of "
+            f"{len(groups)} leave none to train on; their sum must be at most "
+            f"{len(groups) - 1}"
+        )
+    place = {group: i for i, group in enumerate(groups)}
+    splits = Splits([], [], [])
+    for clip in clips:
+        i = place[clip.group]
+        if i < test:
+            splits.test.append(clip)
+        elif i < test + validation:
+            splits.validation.append(clip)
+        else:
+            splits.train.append(clip)
+    return splits
+
+
+def batches(
+    clips: Sequence[Clip],
+    front_end: audio.FrontEnd,
+    *,
+    batch_size: int,
+    skip_log: SkipLog,
+    seed: int | None = None,
+    random_crop: bool = False,
+    num_epochs: int | None = 1,
+    num_threads: int = 2,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """Batches of one shape, in an order that depends on the arguments alone.
+
+    Each epoch has `ceil(len(clips) / batch_size)` batches; the last is padded.
+
+    Args:
+      clips: what to read.
+      front_end: for the sample rate and the length.
+      batch_size: clips a batch, valid or not.
+      skip_log: takes the files that cannot be read; if strict, they raise.
+      seed: shuffles, anew each epoch; None: in the order of `clips`.
+      random_crop: a random stretch of the file each time instead of the one at
+        `offset_s`; only that stretch is decoded. Needs `seed`.
+      num_epochs: how often each clip comes; None: without end.
+      num_threads: that read ahead, each whole batches; 0: none, the caller's reads.
+      start: number of batches to leave out, to go on after an interruption.
+
+    Yields:
+      `waveform [batch, sample]` float32, `label [batch]` int32, `index [batch]` int32
+      into `clips`, `valid [batch]` bool. A clip that could not be read is zeros and
+      not valid; padding has, besides, label 0 and index -1.
+    """
+    if not len(clips):
+        raise ValueError("batches: clips is empty; expected at least one clip")
+    if batch_size < 1:
+        raise ValueError(f"batches: batch_size={batch_size}; it must be at least 1")
+    if num_epochs is not None and num_epochs < 1:
+        raise ValueError(f"batches: num_epochs={num_epochs}; at least 1, or None")
+    if start < 0 or num_threads < 0:
+        raise ValueError(
+            f"batches: start={start}, num_threads={num_threads}; at least 0"
+        )
+    if seed is not None and not 0 <= seed < 2**32:
+        raise ValueError(f"batches: seed={seed}; it must be in [0, 2**32)")
+    if random_crop and seed is None:
+        raise ValueError("batches: random_crop=True needs a seed")
+
+    dtypes = {"waveform": "f4", "label": "i4", "index": "i4", "valid": "?"}
+    silence = np.zeros(front_end.num_samples, np.float32)
+    nothing = {"waveform": silence, "label": 0, "index": -1, "valid": False}
+
+    def example(index: int, rng: np.random.Generator | None = None) -> Example:
+        clip = clips[index]
+        try:
+            offset_s = clip.offset_s
+            if rng is not None:
+                free_s = audio.duration(clip.path) - front_end.clip_s
+                offset_s = rng.uniform(0, max(0, free_s))
+            waveform = audio.load_clip(clip.path, front_end, offset_s)
+        except audio.AudioError as error:
+            skip_log.add(error)
+            return {**nothing, "label": clip.label, "index": index}
+        return {
+            "waveform": waveform,
+            "label": clip.label,
+            "index": index,
+            "valid": True,
+        }
+
+    def collate(examples: Sequence[Example]) -> Batch:
+        filled = [*examples, *[nothing] * (batch_size - len(examples))]
+        return {
+            key: np.array([example[key] for example in filled], dtype)
+            for key, dtype in dtypes.items()
+        }
+
+    def read() -> Iterator[Batch]:
+        import grain
+
+        dataset = grain.MapDataset.source(range(len(clips)))
+        if seed is not None:
+            dataset = dataset.seed(seed).shuffle()
+        dataset = dataset.random_map(example) if random_crop else dataset.map(example)
+        dataset = dataset.batch(batch_size, batch_fn=collate).repeat(num_epochs)
+        # grain's own defaults buffer 500 batches in 16 threads.
+        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4)
+        reader = iter(dataset.to_iter_dataset(options))
+        reader.set_state({"next_index": start})
+        # Whoever stops early leaves no thread reading on.
+        with contextlib.closing(reader):
+            yield from reader
+
+    # Not itself a generator, so that wrong arguments raise here and not later.
+    return read()
