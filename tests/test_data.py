@@ -108,10 +108,9 @@ def test_shuffle_is_reproducible_and_new_each_epoch(clips):
     assert order(read(clips)) == [*range(7), -1, -1]
 
 
-@pytest.mark.parametrize("num_threads", [1, 4])
-def test_random_crop(clips, num_threads):
+def test_random_crop(clips):
     settings = {"seed": 3, "random_crop": True, "num_epochs": 25}
-    batches = read(clips, num_threads=num_threads, **settings)
+    batches = read(clips, num_threads=4, **settings)
     starts = []
     for batch in batches:
         valid = batch["valid"]
@@ -123,7 +122,7 @@ def test_random_crop(clips, num_threads):
     counts = np.histogram(starts, bins=4, range=(-1e-3, 0.201))[0]
     assert counts.sum() == 7 * 25
     assert counts.min() > 25
-    same(batches, read(clips, **settings))
+    same(batches, read(clips, num_threads=1, **settings))
     first, second = batches[:3], batches[3:6]
     assert first[0]["waveform"][0, 0] % 1 != second[0]["waveform"][0, 0] % 1
 
@@ -343,10 +342,10 @@ def test_real_folder():
     clips, class_names = data.class_folder(DATA / "esc10")
     assert len(class_names) == 10
     log = data.SkipLog()
-    cut = data.windows(clips[::25], front_end, max_windows=3, skip_log=log)
+    cut = data.windows(clips[::50], front_end, max_windows=3, skip_log=log)
     batches = list(data.batches(cut, front_end, batch_size=8, skip_log=log, seed=0))
     assert len(log) == 0
     assert sum(b["valid"].sum() for b in batches) == len(cut)
-    assert 2 * len(clips[::25]) < len(cut) <= 3 * len(clips[::25])
+    assert 2 * len(clips[::50]) < len(cut) <= 3 * len(clips[::50])
     result = audio.spectrogram(front_end, batches[0]["waveform"])
     assert np.isfinite(result).all()
