@@ -1,0 +1,201 @@
+"""Checkpoints on disk: a tree of arrays beside a JSON description.
+
+The one module that knows Orbax. A checkpoint names its format, its kind and the
+format's version, loads on any number of devices whatever wrote it, and appears under
+its path whole or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from apex_jax.models import convnext
+
+FORMAT = "apex_jax"
+VERSION = 1
+
+
+def save(
+    path: str | os.PathLike[str],
+    tree: Any,
+    metadata: dict[str, Any],
+    *,
+    kind: str,
+    overwrite: bool = False,
+) -> pathlib.Path:
+    """Writes a checkpoint, a folder.
+
+    Args:
+      path: the folder to create.
+      tree: arrays and Python scalars in nested dicts, none of them empty. Lists and
+        tuples both come back as lists.
+      metadata: anything JSON can hold.
+      kind: what the tree is, "classifier" for one; `load` asks for it by this name.
+      overwrite: replace a checkpoint that is already there.
+
+    Returns:
+      The absolute path.
+
+    Raises:
+      ValueError: something is there already and `overwrite` is off, or is there and
+        is no checkpoint of this package.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    target = pathlib.Path(path).expanduser().absolute()
+    if target.exists() or target.is_symlink():
+        if not overwrite:
+            raise ValueError(f"path {target} exists; overwrite=True replaces it")
+        _read_format(target)  # never replace what this package did not write
+    # Orbax would delete the old checkpoint before it begins with the new one.
+    written = target.with_name(f"{target.name}.new") if overwrite else target
+    description = {"name": FORMAT, "version": VERSION, "kind": kind}
+    ocp.save(
+        written,
+        tree,
+        overwrite=overwrite,
+        custom_metadata={"format": description, "metadata": metadata},
+    )
+    if overwrite:
+        _replace(target, written)
+    return target
+
+
+def load(path: str | os.PathLike[str], *, kind: str) -> tuple[Any, dict[str, Any]]:
+    """Reads a checkpoint.
+
+    Args:
+      path: the folder that `save` wrote.
+      kind: what it has to be.
+
+    Returns:
+      The tree with NumPy arrays, and the metadata.
+
+    Raises:
+      FileNotFoundError: nothing at this path.
+      ValueError: no checkpoint, of another kind, or of a later version.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    source = pathlib.Path(path).expanduser().absolute()
+    description, stored = _read_format(source)
+    if description["kind"] != kind:
+        raise ValueError(
+            f"path {source} is a checkpoint of kind {description['kind']!r}; this "
+            f"needs {kind!r}"
+        )
+    # Left alone, Orbax asks for the devices that the checkpoint was written on.
+    template = jax.tree.map(
+        lambda leaf: (
+            np.zeros(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf
+        ),
+        stored.metadata,
+    )
+    try:
+        tree = ocp.load(source, template)
+    except Exception as error:
+        raise ValueError(
+            f"path {source} is a damaged checkpoint: {error!s:.300}"
+        ) from error
+    return tree, stored.custom_metadata["metadata"]
+
+
+def save_classifier(
+    path: str | os.PathLike[str],
+    model: convnext.ConvNeXt,
+    *,
+    class_names: Sequence[str],
+    front_end: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> pathlib.Path:
+    """Writes a network with what is needed to use it.
+
+    Args:
+      path: the folder to create.
+      model: the network.
+      class_names: one name a class, in the order of the logits.
+      front_end: `FrontEnd.to_dict()`, how sound became the spectrograms it expects.
+      extra: anything else worth keeping, JSON: how it was trained, how well it does.
+      overwrite: replace a checkpoint that is already there.
+
+    Returns:
+      The absolute path.
+
+    Raises:
+      ValueError: not one name a class, or see `save`.
+    """
+    convnext.check_class_names(class_names, model.config.num_classes)
+    metadata = {
+        "config": dataclasses.asdict(model.config),
+        "class_names": list(class_names),
+        "front_end": front_end,
+        "extra": extra or {},
+    }
+    arrays = convnext.named_arrays(model)
+    return save(path, arrays, metadata, kind="classifier", overwrite=overwrite)
+
+
+def load_classifier(
+    path: str | os.PathLike[str],
+) -> tuple[convnext.ConvNeXt, dict[str, Any]]:
+    """Reads a network.
+
+    Returns:
+      The network, and the metadata: `class_names`, `front_end`, `extra`, `config`.
+
+    Raises:
+      FileNotFoundError: nothing at this path.
+      ValueError: no checkpoint of a classifier.
+    """
+    arrays, metadata = load(path, kind="classifier")
+    # JSON has no tuples, and a config has to be hashable.
+    shape = {name: tuple(metadata["config"][name]) for name in ("depths", "dims")}
+    config = convnext.ConvNeXtConfig(**{**metadata["config"], **shape})
+    return convnext.from_named_arrays(config, arrays), metadata
+
+
+def _read_format(path: pathlib.Path) -> tuple[dict[str, Any], Any]:
+    from orbax.checkpoint import v1 as ocp
+
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        stored = ocp.metadata(path)
+        description = stored.custom_metadata["format"]
+        version = description["version"]
+        ours = description["name"] == FORMAT
+    # Orbax has no error of its own for a folder that is something else.
+    except Exception as error:
+        raise ValueError(f"path {path} is no {FORMAT} checkpoint") from error
+    if not ours:
+        raise ValueError(f"path {path} is no {FORMAT} checkpoint: {description}")
+    if version > VERSION:
+        raise ValueError(
+            f"path {path} has format version {version}; this {FORMAT} reads up to "
+            f"{VERSION}: upgrade it"
+        )
+    return description, stored
+
+
+def _replace(target: pathlib.Path, written: pathlib.Path) -> None:
+    """Puts `written` in the place of `target`; at every moment one of them is whole."""
+    if jax.process_index() == 0:
+        old = target.with_name(f"{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        written.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"replaced {target}")
