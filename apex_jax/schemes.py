@@ -232,8 +232,12 @@ class Grid:
         Returns:
           `[F_in, T_in]`. A pixel belongs to a hard region if its centre does.
         """
-        row = _profile(location[0], self.cell[0], self.input_shape[0], blur)
-        column = _profile(location[1], self.cell[1], self.input_shape[1], blur)
+        row, column = (
+            _profile(index, n, step, size, blur)
+            for index, n, step, size in zip(
+                location, self.map_shape, self.cell, self.input_shape, strict=True
+            )
+        )
         row, column = row[:, None], column[None, :]
         ones = jnp.ones(self.input_shape)
         match scheme:
@@ -248,7 +252,9 @@ class Grid:
                 # is exact for the soft region too.
                 return row + column - row * column
 
-    def upsample(self, cells: Float[Array, "freq time"]) -> Float[Array, "freq time"]:
+    def upsample(
+        self, cells: Float[Array, "map_freq map_time"]
+    ) -> Float[Array, "freq time"]:
         """A value a cell, bilinear with half-pixel centres, `[F_in, T_in]`. Unbatched.
 
         Pixels that belong to no cell did not reach the network: they get 0.
@@ -268,16 +274,26 @@ class Grid:
         return jax.random.randint(key, (2,), 0, np.array(self.map_shape))
 
 
-def _profile(index: jax.Array, cell: float, size: int, blur: float) -> jax.Array:
-    """The interval of cell `index` along one axis, blurred, `[size]`."""
-    centres = jnp.arange(size) + 0.5
-    low = index * cell
-    high = low + cell
-    # Beyond the spectrogram the region goes on, so its edge there stays sharp.
-    low = jnp.where(index == 0, -float(size), low)
-    high = jnp.where(high >= size - 1e-3, 2.0 * size, high)
+def _profile(
+    index: jax.Array, num: int, cell: float, size: int, blur: float
+) -> jax.Array:
+    """The interval of cell `index` of `num` along one axis, blurred, `[size]`."""
+    # On the host in float64, as in `boxes`: in float32 a pixel whose centre lies on
+    # an edge could fall into both cells or into none.
+    edges = np.arange(num + 1) * cell
+    reaches_end = edges[-1] >= size - 1e-3
     if blur == 0:
-        return ((centres >= low) & (centres < high)).astype(jnp.float32)
-    sigma = blur * cell
+        first = np.ceil(edges - 0.5)  # the first pixel whose centre is past the edge
+        if reaches_end:
+            first[-1] = size
+        low, high = jnp.asarray(first)[index], jnp.asarray(first)[index + 1]
+        pixels = jnp.arange(size)
+        return ((pixels >= low) & (pixels < high)).astype(jnp.float32)
+    # Beyond the spectrogram the region goes on, so its edge there stays sharp.
+    edges[0] = -np.inf
+    if reaches_end:
+        edges[-1] = np.inf
+    low, high = jnp.asarray(edges)[index], jnp.asarray(edges)[index + 1]
+    centres, sigma = jnp.arange(size) + 0.5, blur * cell
     cdf = jax.scipy.stats.norm.cdf
     return cdf(centres, low, sigma) - cdf(centres, high, sigma)
