@@ -113,6 +113,7 @@ class Audit:
       condition_number: of U, 2-norm.
       logit_spread: standard deviation of the logits within a class over clips, root
         mean square over classes: how far logits move from clip to clip.
+      largest_logit: largest `|y|`.
       tolerance: largest allowed `max_abs_logit_error / logit_spread`.
     """
 
@@ -122,14 +123,16 @@ class Audit:
     changed_predictions: int
     condition_number: float
     logit_spread: float
+    largest_logit: float
     tolerance: float
 
     @property
     def passed(self) -> bool:
         """No prediction changed and the error is within tolerance."""
-        # A single clip, or identical ones, has no spread: then float32's own
-        # resolution of the logits is the yardstick.
-        yardstick = max(self.tolerance * self.logit_spread, 1e-5)
+        # Where logits hardly differ from clip to clip, float32's own resolution of
+        # them is the yardstick.
+        resolution = 1e-5 * max(1.0, self.largest_logit)
+        yardstick = max(self.tolerance * self.logit_spread, resolution)
         return self.changed_predictions == 0 and self.max_abs_logit_error <= yardstick
 
     def check(self) -> Audit:
@@ -140,11 +143,22 @@ class Audit:
         """
         if self.passed:
             return self
-        if self.condition_number > 1e3:
+        if not math.isfinite(self.max_abs_logit_error):
+            remedy = (
+                "NaN or infinity stands in the network's logits, the features, the "
+                "head or U: look for silent or broken clips and for a checkpoint that "
+                "did not load."
+            )
+        elif self.condition_number > 1e3:
             remedy = (
                 f"U is ill-conditioned (condition number {self.condition_number:.3g}; "
                 "about 100 is usual): lower the learning rate of the optimisation or "
                 "stop earlier."
+            )
+        elif self.logit_spread < 1e-2 * max(1e-2, self.largest_logit):
+            remedy = (
+                "The classifier itself hardly tells these clips apart: is it trained, "
+                "and is this the front end it was trained with?"
             )
         else:
             remedy = (
@@ -164,8 +178,8 @@ class Audit:
 def audit(
     transform: Transform,
     head: classifier_lib.LinearHead,
-    pooled: Float[Array, "clip chan"],
-    logits: Float[Array, "clip classes"],
+    pooled: Float[Array | np.ndarray, "clip chan"],
+    logits: Float[Array | np.ndarray, "clip classes"],
     *,
     tolerance: float = 1e-3,
 ) -> Audit:
@@ -179,18 +193,30 @@ def audit(
       tolerance: allowed error as a share of the logits' spread.
     """
     before = np.asarray(logits, np.float64)
-    after = np.asarray(transform.compensate(head)(transform(pooled)), np.float64)
+    transformed = transform(jnp.asarray(pooled))
+    after = np.asarray(transform.compensate(head)(transformed), np.float64)
     if len(before) == 0:
         raise ValueError("logits must hold at least one clip to audit; got none")
+    if before.shape != after.shape:
+        raise ValueError(
+            "logits must be those of this head for these clips, [clip, classes] = "
+            f"{after.shape}; got {before.shape}"
+        )
     # A NaN or infinity anywhere must fail, not vanish in a comparison.
-    error = np.nan_to_num(np.abs(after - before), nan=math.inf, posinf=math.inf)
+    with np.errstate(invalid="ignore"):
+        error = np.nan_to_num(np.abs(after - before), nan=math.inf, posinf=math.inf)
+        spread = float(np.sqrt(np.mean(np.var(before, axis=0))))
     changed = np.argmax(after, axis=1) != np.argmax(before, axis=1)
+    matrix = np.asarray(transform.matrix, np.float64)
     return Audit(
         num_clips=len(before),
         max_abs_logit_error=float(error.max()),
         mean_abs_logit_error=float(error.mean()),
         changed_predictions=int(changed.sum()),
-        condition_number=float(np.linalg.cond(np.asarray(transform.matrix, "f8"))),
-        logit_spread=float(np.sqrt(np.mean(np.var(before, axis=0)))),
+        condition_number=(
+            float(np.linalg.cond(matrix)) if np.isfinite(matrix).all() else math.inf
+        ),
+        logit_spread=spread,
+        largest_logit=float(np.abs(before).max()),
         tolerance=tolerance,
     )

@@ -1,0 +1,294 @@
+"""U = expm(A), its inverse, the head that undoes it, and the audit of both."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+from apex_jax import classifier, disentangle
+
+N, F, T, C, K = 7, 3, 5, 6, 4
+
+
+def float32(array):
+    return jnp.asarray(array, jnp.float32)
+
+
+@pytest.fixture
+def head(rng):
+    return classifier.LinearHead(
+        weight=float32(rng.normal(size=(K, C))), bias=float32(rng.normal(size=K))
+    )
+
+
+@pytest.fixture
+def pooled(rng):
+    return float32(rng.normal(size=(N, C)))
+
+
+def base_of(rng):
+    """An invertible change of coordinates that is far from the identity."""
+    matrix = rng.normal(size=(C, C)) + 3 * np.eye(C)
+    return disentangle.Transform(
+        matrix=float32(matrix),
+        inverse=float32(np.linalg.inv(matrix)),
+        centre=float32(rng.normal(size=C)),
+    )
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.01, 0.5, 3.0])
+def test_exponential_is_scipys(scale, rng):
+    generator = scale * rng.normal(size=(C, C))
+    expected = scipy.linalg.expm(generator)
+    np.testing.assert_allclose(
+        disentangle.exponential(float32(generator)),
+        expected,
+        atol=3e-6 * np.abs(expected).max(),
+    )
+
+
+def test_exponential_is_the_power_series(rng):
+    generator = 0.3 * rng.normal(size=(C, C))
+    term, total = np.eye(C), np.eye(C)
+    for n in range(1, 30):
+        term = term @ generator / n
+        total = total + term
+    np.testing.assert_allclose(
+        disentangle.exponential(float32(generator)), total, atol=1e-5
+    )
+
+
+def test_exponential_of_zero_is_exactly_the_identity():
+    np.testing.assert_array_equal(
+        disentangle.exponential(jnp.zeros((C, C))), np.eye(C, dtype=np.float32)
+    )
+
+
+def test_every_product_asks_for_the_highest_precision(head, pooled):
+    """CPU products are float32 anyway: only the program shows what a GPU would do."""
+
+    def logits(generator):
+        transform = disentangle.Transform(
+            matrix=disentangle.exponential(generator),
+            inverse=disentangle.exponential(-generator),
+            centre=jnp.ones(C),
+        )
+        return transform.compensate(head)(transform(pooled))
+
+    program = str(jax.make_jaxpr(logits)(jnp.ones((C, C))))
+    gradient = str(
+        jax.make_jaxpr(jax.grad(lambda a: logits(a).sum()))(jnp.ones((C, C)))
+    )
+    for text in (program, gradient):
+        assert text.count("dot_general[") > 5
+        # jaxprs print the precision once a product, None where it is not asked for.
+        assert text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == (
+            text.count("dot_general[")
+        )
+
+
+def test_gradient_of_the_exponential_is_the_adjoint_and_the_finite_difference(rng):
+    generator, weights = 0.4 * rng.normal(size=(C, C)), rng.normal(size=(C, C))
+    got = jax.grad(lambda a: jnp.sum(float32(weights) * disentangle.exponential(a)))(
+        float32(generator)
+    )
+    adjoint = scipy.linalg.expm_frechet(generator.T, weights, compute_expm=False)
+    step, difference = 1e-6, np.zeros((C, C))
+    for i, j in np.ndindex(C, C):
+        nudge = np.zeros((C, C))
+        nudge[i, j] = step
+        up, down = (scipy.linalg.expm(generator + s * nudge) for s in (1, -1))
+        difference[i, j] = np.sum(weights * (up - down)) / (2 * step)
+    np.testing.assert_allclose(adjoint, difference, atol=1e-6)
+    np.testing.assert_allclose(got, adjoint, atol=2e-5 * np.abs(adjoint).max())
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.5, 1.0])
+def test_inverse_undoes_the_matrix(scale, rng):
+    transform = disentangle.from_generator(float32(scale * rng.normal(size=(C, C))))
+    product = np.asarray(transform.matrix, np.float64) @ np.asarray(transform.inverse)
+    condition = np.linalg.cond(np.asarray(transform.matrix))
+    np.testing.assert_allclose(product, np.eye(C), atol=1e-6 * condition)
+
+
+def test_base_is_applied_before_the_exponential(rng):
+    base, generator = base_of(rng), 0.3 * rng.normal(size=(C, C))
+    transform = disentangle.from_generator(float32(generator), base)
+    u, p = scipy.linalg.expm(generator), np.asarray(base.matrix, np.float64)
+    np.testing.assert_allclose(transform.matrix, u @ p, atol=2e-5)
+    np.testing.assert_allclose(transform.inverse, np.linalg.inv(u @ p), atol=2e-5)
+    np.testing.assert_array_equal(transform.centre, base.centre)
+
+
+def test_transform_of_every_position_by_hand(rng):
+    base = base_of(rng)
+    maps = rng.normal(size=(2, F, T, C))
+    got = base(float32(maps))
+    matrix, centre = (np.asarray(a, np.float64) for a in (base.matrix, base.centre))
+    for n, f, t, k in np.ndindex(2, F, T, C):
+        expected = sum(matrix[k, c] * (maps[n, f, t, c] - centre[c]) for c in range(C))
+        assert abs(float(got[n, f, t, k]) - expected) < 3e-5
+    np.testing.assert_allclose(base(float32(maps[0, 0, 0])), got[0, 0, 0], atol=1e-6)
+
+
+def test_identity_changes_nothing(head, pooled):
+    transform = disentangle.identity(C)
+    np.testing.assert_array_equal(transform(pooled), pooled)
+    same = transform.compensate(head)
+    np.testing.assert_array_equal(same.weight, head.weight)
+    np.testing.assert_array_equal(same.bias, head.bias)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("with_base", [False, True])
+def test_logits_do_not_change(seed, with_base, head):
+    rng = np.random.default_rng(seed)
+    base = base_of(rng) if with_base else None
+    transform = disentangle.from_generator(float32(0.5 * rng.normal(size=(C, C))), base)
+    maps = rng.normal(size=(N, F, T, C))
+    weight, bias = np.asarray(head.weight, "f8"), np.asarray(head.bias, "f8")
+    logits = np.array([weight @ maps[n].mean(axis=(0, 1)) + bias for n in range(N)])
+    compensated = transform.compensate(head)
+    got = compensated(classifier.pool(transform(float32(maps))))
+    np.testing.assert_allclose(got, logits, atol=2e-4)
+    result = disentangle.audit(
+        transform, head, classifier.pool(float32(maps)), float32(logits)
+    )
+    assert result.check() is result
+
+
+@pytest.mark.parametrize(
+    "generator",
+    [
+        pytest.param(200.0 * np.eye(C), id="overflow"),
+        pytest.param(-200.0 * np.eye(C), id="inverse overflows"),
+        pytest.param(np.full((C, C), 1e30), id="past the squarings"),
+        pytest.param(np.full((C, C), np.nan), id="nan"),
+    ],
+)
+def test_a_generator_without_a_finite_exponential(generator):
+    with pytest.raises(disentangle.InvarianceError, match=r"not finite.*learning rate"):
+        disentangle.from_generator(float32(generator))
+
+
+# The audit.
+
+
+def test_audit_numbers_by_hand(rng, head, pooled):
+    transform = disentangle.from_generator(float32(0.5 * rng.normal(size=(C, C))))
+    logits = np.asarray(head(pooled), np.float64)
+    logits = float32(logits + rng.normal(size=(N, K)))  # so that there are errors
+    result = disentangle.audit(transform, head, pooled, logits, tolerance=0.25)
+    matrix, inverse = (
+        np.asarray(a, "f8") for a in (transform.matrix, transform.inverse)
+    )
+    weight, bias = np.asarray(head.weight, "f8"), np.asarray(head.bias, "f8")
+    largest, total, changed = 0.0, 0.0, 0
+    for n in range(N):
+        after = weight @ inverse @ (matrix @ np.asarray(pooled[n], "f8")) + bias
+        errors = np.abs(after - np.asarray(logits[n], "f8"))
+        largest, total = max(largest, errors.max()), total + errors.sum()
+        changed += int(after.argmax() != np.asarray(logits[n]).argmax())
+    assert 0 < changed < N
+    variances = [np.var(np.asarray(logits[:, k], "f8")) for k in range(K)]
+    singular = np.linalg.svd(matrix, compute_uv=False)
+    assert result.num_clips == N
+    assert result.max_abs_logit_error == pytest.approx(largest, abs=1e-4)
+    assert result.mean_abs_logit_error == pytest.approx(total / (N * K), abs=1e-4)
+    assert result.changed_predictions == changed
+    assert result.condition_number == pytest.approx(
+        singular[0] / singular[-1], rel=1e-6
+    )
+    assert result.logit_spread == pytest.approx(np.sqrt(np.mean(variances)), rel=1e-6)
+    assert result.tolerance == 0.25
+    assert not result.passed
+
+
+def test_audit_takes_host_arrays(head, pooled):
+    logits = np.asarray(head(pooled))
+    disentangle.audit(disentangle.identity(C), head, np.asarray(pooled), logits).check()
+
+
+def test_audit_of_a_huge_generator_blames_the_condition_number(rng, head, pooled):
+    transform = disentangle.from_generator(float32(5 * rng.normal(size=(C, C))))
+    result = disentangle.audit(transform, head, pooled, head(pooled))
+    assert result.condition_number > 1e5
+    with pytest.raises(
+        disentangle.InvarianceError, match=r"ill-conditioned.*learning rate"
+    ):
+        result.check()
+
+
+def test_audit_of_the_wrong_head(head, pooled):
+    wrong = classifier.LinearHead(weight=head.weight[::-1], bias=head.bias)
+    result = disentangle.audit(disentangle.identity(C), wrong, pooled, head(pooled))
+    with pytest.raises(disentangle.InvarianceError, match=r"well conditioned.*a head"):
+        result.check()
+
+
+def test_audit_refuses_a_head_with_other_classes(head, pooled):
+    single = classifier.LinearHead(weight=head.weight[:1], bias=head.bias[:1])
+    with pytest.raises(ValueError, match=r"\(7, 1\); got \(7, 4\)"):
+        disentangle.audit(disentangle.identity(C), single, pooled, head(pooled))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["logits", "pooled", "head", "matrix"])
+def test_audit_of_values_that_are_not_finite(where, bad, head, pooled):
+    transform, logits = disentangle.identity(C), head(pooled)
+    match where:
+        case "logits":
+            logits = logits.at[2, 1].set(bad)
+        case "pooled":
+            pooled = pooled.at[2, 1].set(bad)
+        case "head":
+            head = classifier.LinearHead(
+                weight=head.weight.at[2, 1].set(bad), bias=head.bias
+            )
+        case "matrix":
+            transform = disentangle.Transform(
+                matrix=transform.matrix.at[2, 1].set(bad),
+                inverse=transform.inverse,
+                centre=transform.centre,
+            )
+    result = disentangle.audit(transform, head, pooled, logits)
+    assert result.max_abs_logit_error == np.inf
+    with pytest.raises(disentangle.InvarianceError, match="NaN or infinity"):
+        result.check()
+
+
+def test_a_changed_prediction_fails_however_small_the_error(head, pooled):
+    logits = np.array(head(pooled), np.float32)
+    first, second = np.argsort(-logits[3])[:2]
+    # A near tie: the head's own logits decide it one way, the network's the other.
+    shift = logits[3, first] - logits[3, second] + 1e-4
+    logits[3, second] += shift
+    result = disentangle.audit(
+        disentangle.identity(C), head, pooled, float32(logits), tolerance=1e3
+    )
+    assert result.max_abs_logit_error <= 1e3 * result.logit_spread
+    assert result.changed_predictions == 1
+    with pytest.raises(disentangle.InvarianceError, match="1 predictions changed"):
+        result.check()
+
+
+def test_a_large_error_fails_though_no_prediction_changed(head, pooled):
+    result = disentangle.audit(
+        disentangle.identity(C), head, pooled, 1.01 * head(pooled)
+    )
+    assert result.changed_predictions == 0
+    with pytest.raises(disentangle.InvarianceError, match="0 predictions changed"):
+        result.check()
+
+
+def test_a_single_clip_has_no_spread_and_passes(rng, head, pooled):
+    transform = disentangle.from_generator(float32(0.1 * rng.normal(size=(C, C))))
+    result = disentangle.audit(transform, head, pooled[:1], head(pooled[:1]))
+    assert result.logit_spread == 0.0
+    assert result.check() is result
+
+
+def test_audit_of_no_clips(head, pooled):
+    with pytest.raises(ValueError, match="at least one clip"):
+        disentangle.audit(disentangle.identity(C), head, pooled[:0], jnp.zeros((0, K)))
