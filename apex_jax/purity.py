@@ -15,7 +15,7 @@ def score(
       purity = p[k] / ||p||_2
 
     Args:
-      prototype: `p_k`, `[chan]`, of any scale that float32 holds.
+      prototype: `p_k`, `[chan]`, of any scale from 1e-37 to 1e37.
       channel: `k`.
 
     Returns:
