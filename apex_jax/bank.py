@@ -85,6 +85,8 @@ def top_clips(
         first = jax.lax.axis_index(mesh_lib.AXIS) * len(pooled)
         ranked = direction * transform(pooled).T
         padding = first + jnp.arange(len(pooled)) >= num_clips
+        # top_k puts 0 before -0: without the sign they tie as equals.
+        ranked = jnp.where(ranked == 0, 0.0, ranked)
         ranked = jnp.where(padding[None, :], -jnp.inf, ranked)
         # top_k gives equal values in order of position, and devices hold
         # consecutive clips: joined in device order, ties still go to the lowest.
