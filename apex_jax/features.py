@@ -48,8 +48,8 @@ class Features:
 
 
 def from_maps(
-    maps: Float[Array, "clip freq time chan"],
-    logits: Float[Array, "clip classes"],
+    maps: Float[Array | np.ndarray, "clip freq time chan"],
+    logits: Float[Array | np.ndarray, "clip classes"],
     *,
     keep_cells: bool = True,
 ) -> Features:
