@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 from apex_jax import checkpoint, convert
-from apex_jax.models import convnext
+from apex_jax.models import convnext, convnext_keys
 
 DATA = pathlib.Path(__file__).parent / "data" / "convnext"
 CONFIG = convnext.ConvNeXtConfig(
@@ -38,7 +38,7 @@ def model(rng):
 
 @pytest.fixture
 def state(model):
-    return convert.to_state_dict(model, "timm")
+    return convnext_keys.to_state_dict(model, "timm")
 
 
 def recorded(name):
@@ -56,18 +56,18 @@ def recorded(name):
 def test_round_trip(model, dialect, pointwise):
     if pointwise and dialect != "timm":
         pytest.skip("only timm has 1x1 convolutions")
-    theirs = convert.to_state_dict(model, dialect, pointwise=pointwise)
-    back, found = convert.from_state_dict(theirs, head_norm_epsilon=1e-6)
+    theirs = convnext_keys.to_state_dict(model, dialect, pointwise=pointwise)
+    back, found = convnext_keys.from_state_dict(theirs, head_norm_epsilon=1e-6)
     assert found == dialect
     chex.assert_trees_all_equal(back, model)
-    assert convert.from_state_dict(theirs)[0].config.head_norm_epsilon == (
+    assert convnext_keys.from_state_dict(theirs)[0].config.head_norm_epsilon == (
         1e-12 if dialect == "transformers" else 1e-6
     )
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_table_uses_every_key_once_and_fills_every_array(dialect):
-    table = convert.key_table(CONFIG, dialect)
+    table = convnext_keys.key_table(CONFIG, dialect)
     assert len({row.key for row in table}) == len(table)
     assert len({(row.name, row.block) for row in table}) == len(table)
     arrays = convnext.named_arrays(convnext.abstract(CONFIG))
@@ -89,20 +89,20 @@ def test_published_networks(name, dialect, size):
     """The recorded keys and shapes of published networks, filled with zeros."""
     shapes = recorded(name)
     zeros = {key: np.broadcast_to(np.float32(0), s) for key, s in shapes.items()}
-    model, found = convert.from_state_dict(zeros)
+    model, found = convnext_keys.from_state_dict(zeros)
     assert found == dialect
     assert model.config.size == size
     assert model.config.num_classes == 1000
     assert model.config.in_channels == 3
-    back = convert.to_state_dict(model, dialect, pointwise=name == "timm_atto")
+    back = convnext_keys.to_state_dict(model, dialect, pointwise=name == "timm_atto")
     assert {key: array.shape for key, array in back.items()} == shapes
 
 
 def test_layouts_by_hand(model):
     """One array of each layout, element by element."""
     ours = {n: np.asarray(a) for n, a in convnext.named_arrays(model).items()}
-    timm = convert.to_state_dict(model, "timm", pointwise=True)
-    vision = convert.to_state_dict(model, "torchvision")
+    timm = convnext_keys.to_state_dict(model, "timm", pointwise=True)
+    vision = convnext_keys.to_state_dict(model, "torchvision")
     kernel = ours["stem.kernel"]
     assert kernel[1, 0, 2, 3] == timm["stem.0.weight"][3, 2, 1, 0]
     kernel = ours["stages.1.blocks.depthwise.kernel"]
@@ -120,9 +120,9 @@ def test_layouts_by_hand(model):
 
 def test_shared_prefix_is_dropped(model, state):
     wrapped = {f"module.{key}": array for key, array in state.items()}
-    chex.assert_trees_all_equal(convert.from_state_dict(wrapped)[0], model)
+    chex.assert_trees_all_equal(convnext_keys.from_state_dict(wrapped)[0], model)
     with pytest.raises(ValueError, match=r"unexpected: epoch$"):
-        convert.from_state_dict({**wrapped, "epoch": np.ones(1)})
+        convnext_keys.from_state_dict({**wrapped, "epoch": np.ones(1)})
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
@@ -130,7 +130,7 @@ def test_half_precision_becomes_float32(state, dtype, tmp_path):
     halves = {key: array.astype(dtype) for key, array in state.items()}
     safetensors.numpy.save_file(halves, tmp_path / "half.safetensors")
     model, _ = convert.load(tmp_path / "half.safetensors")
-    for name, array in convert.to_state_dict(model, "timm").items():
+    for name, array in convnext_keys.to_state_dict(model, "timm").items():
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, halves[name].astype(np.float32))
 
@@ -146,7 +146,7 @@ def test_one_error_lists_everything(state):
     state["stages.0.blocks.0.mlp.fc1.bias"] = np.ones(7)
     state["stem.1.bias"] = np.array([0, np.nan, 0, 0])
     with pytest.raises(ValueError, match="no whole ConvNeXt of timm") as caught:
-        convert.from_state_dict(state)
+        convnext_keys.from_state_dict(state)
     message = str(caught.value)
     assert "missing: stages.1.blocks.1.norm.weight, head.norm.bias;" in message
     assert "unexpected: stages.1.blocks.0.extra;" in message
@@ -159,25 +159,29 @@ def test_one_error_lists_everything(state):
 
 def test_every_single_missing_key_is_named():
     config = dataclasses.replace(CONFIG, depths=(1, 1), dims=(4, 6))
-    table = convert.key_table(config, "timm")
+    table = convnext_keys.key_table(config, "timm")
     abstract = convnext.named_arrays(convnext.abstract(config))
     arrays = {name: np.ones(array.shape) for name, array in abstract.items()}
-    state = convert.to_state_dict(convnext.from_named_arrays(config, arrays), "timm")
+    state = convnext_keys.to_state_dict(
+        convnext.from_named_arrays(config, arrays), "timm"
+    )
     for row in table:
         rest = {key: array for key, array in state.items() if key != row.key}
         with pytest.raises(ValueError, match=f"timm. missing: {row.key}$"):
-            convert.from_state_dict(rest)
+            convnext_keys.from_state_dict(rest)
 
 
 def test_other_networks_are_named(state):
     with pytest.raises(ValueError, match="ConvNeXt V2"):
-        convert.from_state_dict(
+        convnext_keys.from_state_dict(
             {**state, "stages.0.blocks.0.mlp.grn.weight": np.ones(4)}
         )
     with pytest.raises(ValueError, match=r"these keys: conv1\.weight, fc\.bias"):
-        convert.from_state_dict({"fc.bias": np.ones(2), "conv1.weight": np.ones(3)})
+        convnext_keys.from_state_dict(
+            {"fc.bias": np.ones(2), "conv1.weight": np.ones(3)}
+        )
     with pytest.raises(ValueError, match="no ConvNeXt classifier"):
-        convert.from_state_dict({})
+        convnext_keys.from_state_dict({})
 
 
 def test_files_that_cannot_be_read(state, tmp_path):
@@ -225,7 +229,7 @@ class Trap:
 def test_code_in_a_pickle_does_not_run(tmp_path, suffix):
     sprung = tmp_path / "sprung"
     file = tmp_path / f"trap{suffix}"
-    file.write_bytes(pickle.dumps({"stem.0.weight": Trap(sprung)}))
+    file.write_bytes(pickle.dumps({"stem.0.weight": Trap(sprung)}, protocol=2))
     with pytest.raises((ValueError, ImportError)):
         convert.load(file)
     assert not sprung.exists()
@@ -264,7 +268,7 @@ def test_transformers_folder():
 
 
 def test_transformers_folder_with_another_activation(model, tmp_path):
-    arrays = convert.to_state_dict(model, "transformers")
+    arrays = convnext_keys.to_state_dict(model, "transformers")
     safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
     settings = {"model_type": "convnext", "hidden_act": "relu"}
     (tmp_path / "config.json").write_text(json.dumps(settings))
@@ -329,6 +333,23 @@ def test_class_names_that_do_not_fit(state, tmp_path):
         with pytest.raises(ValueError, match=message):
             convert.main(config)
     assert not config.out.exists()
+
+
+def test_command_reports_errors_without_a_traceback(tmp_path):
+    out = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "apex_jax.convert",
+            tmp_path / "gone.pt",
+            tmp_path / "o",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert out.returncode == 1
+    assert out.stderr.strip() == f"convert: no file at {tmp_path / 'gone.pt'}"
 
 
 def test_help_is_quick():
