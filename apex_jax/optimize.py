@@ -71,7 +71,7 @@ class Config:
             "learning_rate",
         ):
             value = getattr(self, name)
-            if value <= 0:
+            if not value > 0:  # NaN included
                 raise ValueError(f"{name} must be positive; got {value}")
         if self.prototypes_start < self.prototypes_end:
             raise ValueError(
@@ -79,7 +79,9 @@ class Config:
                 f"({self.prototypes_end}); got {self.prototypes_start}"
             )
         if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative; {self.weight_decay}")
+            raise ValueError(
+                f"weight_decay must not be negative; got {self.weight_decay}"
+            )
 
     def optimiser(self) -> optax.GradientTransformation:
         """Adam with the L2 term in the gradient, as torch.optim.Adam has it."""
