@@ -1,39 +1,42 @@
-"""From a sound file to a spectrogram, and from its pixels back to hertz and seconds.
+"""From a sound file to a waveform on the host.
 
-First step of the flow. In comes a path; out go a waveform (NumPy, on the host) and a
-spectrogram `[freq, time]` (JAX, on the device) whose row 0 is the lowest frequency.
-`FrontEnd` holds every setting, and the geometry is read off the same object, so a
-region that is drawn, masked or heard means the same rows and frames.
+First step of the flow. In comes a path; out goes a waveform `[sample]` (NumPy), mono
+at the rate asked for, or an `AudioError` that says what is wrong with the file. The
+spectrogram and its settings, which live in `frontend`, can be had from here too.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-# librosa, soundfile and soxr are imported where they are used: librosa alone costs
-# more than a second, and `--help` must not pay it.
+from apex_jax.frontend import (
+    LARGEST_SAMPLE,
+    FrontEnd,
+    Real,
+    silence_level,
+    spectrogram,
+)
 
-Real = float | int
-Numbers = float | int | np.number | np.ndarray
-Result = np.ndarray | np.float64
-MelScale = Literal["slaney", "htk"]
-PAD_MODES = ("constant", "reflect")
-SCOPES = ("clip", "batch")
+# soundfile and soxr are imported where they are used: `--help` must not pay for them.
 
-# Full scale is 1. Far beyond it the power of a bin overflows float32.
-LARGEST_SAMPLE = 1e15
+__all__ = [
+    "AudioError",
+    "FrontEnd",
+    "duration",
+    "fit_length",
+    "load",
+    "load_clip",
+    "silence_level",
+    "spectrogram",
+]
 
 
 class AudioError(ValueError):
@@ -51,335 +54,6 @@ class AudioError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FrontEnd:
-    """All settings of a spectrogram, and its geometry.
-
-    The STFT is centred and its window a periodic Hann. The defaults are librosa's
-    conventions; `torchaudio` and `birdset` are the other two that trained networks
-    come with. Hashable, so it can be a static argument of `jax.jit`.
-
-    Attributes:
-      sample_rate: Hz.
-      clip_s: length of a clip in seconds.
-      n_fft: length of the Fourier transform in samples.
-      hop_length: samples between two frames.
-      win_length: samples under the window, centred in `n_fft`; None: `n_fft`.
-      n_mels: rows of a mel spectrogram; None: linear, `1 + n_fft // 2` rows.
-      fmin: lowest edge of the mel filters, Hz.
-      fmax: highest edge of the mel filters, Hz; None: half the sample rate.
-      mel_scale: which formula, Slaney's or HTK's.
-      mel_norm: 'slaney' for filters of equal area, None for filters of height 1.
-      pad_mode: what lies before and after the clip, zeros or its reflection.
-      power: exponent of the magnitude, 2 for power; dB are `20 / power * log10`.
-      amin: smallest value before the logarithm.
-      top_db: dB below the maximum at which the spectrogram is cut; None: not cut.
-      top_db_scope: maximum of each 'clip', or of the whole 'batch' as torchaudio
-        does to a tensor of rank 3: a clip's values then depend on its batch mates.
-      mean: subtracted after dB.
-      std: divided by after dB.
-    """
-
-    sample_rate: int
-    clip_s: Real
-    n_fft: int = 2048
-    hop_length: int = 512
-    win_length: int | None = None
-    n_mels: int | None = 128
-    fmin: Real = 0.0
-    fmax: Real | None = None
-    mel_scale: MelScale = "slaney"
-    mel_norm: Literal["slaney"] | None = "slaney"
-    pad_mode: Literal["constant", "reflect"] = "constant"
-    power: Real = 2.0
-    amin: Real = 1e-10
-    top_db: Real | None = 80.0
-    top_db_scope: Literal["clip", "batch"] = "clip"
-    mean: Real = 0.0
-    std: Real = 1.0
-
-    def __post_init__(self):
-        nyquist = self.sample_rate / 2
-        fmax = nyquist if self.fmax is None else self.fmax
-        window = self.n_fft if self.win_length is None else self.win_length
-        # Below `tiny` float32 flushes `amin` to zero and silence becomes -inf.
-        tiny, inf = float(np.finfo(np.float32).tiny), math.inf
-        rules = {
-            "sample_rate": (self.sample_rate >= 1, "at least 1 Hz"),
-            "clip_s": (0 < self.clip_s < inf, "positive seconds"),
-            "n_fft": (self.n_fft >= 2, "at least 2 samples"),
-            "hop_length": (self.hop_length >= 1, "at least 1 sample"),
-            "win_length": (1 <= window <= self.n_fft, f"in [1, n_fft={self.n_fft}]"),
-            "n_mels": (self.n_mels is None or self.n_mels >= 1, "at least 1, or None"),
-            "fmax": (0 < fmax <= nyquist, f"in (0, {nyquist:g}], half the rate"),
-            "fmin": (0 <= self.fmin < fmax, f"in [0, fmax={fmax:g})"),
-            "mel_scale": (self.mel_scale in ("slaney", "htk"), "'slaney' or 'htk'"),
-            "mel_norm": (self.mel_norm in ("slaney", None), "'slaney' or None"),
-            "pad_mode": (self.pad_mode in PAD_MODES, f"one of {PAD_MODES}"),
-            "power": (0 < self.power < inf, "positive"),
-            "amin": (tiny <= self.amin < inf, "a normal float32, such as 1e-10"),
-            "top_db": (0 < (self.top_db or 1) < inf, "positive, or None"),
-            "top_db_scope": (self.top_db_scope in SCOPES, f"one of {SCOPES}"),
-            "mean": (math.isfinite(self.mean), "finite"),
-            "std": (0 < self.std < inf, "positive"),
-        }
-        for name, (valid, right) in rules.items():
-            if not valid:
-                value = getattr(self, name)
-                raise ValueError(f"FrontEnd: {name}={value!r}; it must be {right}")
-        # Reflection needs a sample more than it shows.
-        shortest = self.n_fft // 2 + 1 if self.pad_mode == "reflect" else window
-        if self.num_samples < shortest:
-            raise ValueError(
-                f"FrontEnd: clip_s={self.clip_s} is {self.num_samples} samples; with "
-                f"n_fft={self.n_fft} and pad_mode={self.pad_mode!r} it must be at "
-                f"least {shortest} samples, {shortest / self.sample_rate:g} s"
-            )
-        if self.n_mels is None:
-            if self.fmin or self.fmax is not None:
-                raise ValueError(
-                    f"FrontEnd: fmin={self.fmin}, fmax={self.fmax} with n_mels=None; "
-                    "they bound mel filters only, leave them out"
-                )
-        else:
-            self._check_filters(fmax)
-
-    def _check_filters(self, fmax: Real) -> None:
-        """Raises where a mel filter would lie between two bins and stay empty."""
-
-        def empty(n_mels: int, n_fft: int) -> int:
-            points = _mel_points(n_mels, self.fmin, fmax, self.mel_scale)
-            bins = np.arange(1 + n_fft // 2) * (self.sample_rate / n_fft)
-            first = np.searchsorted(bins, points[:-2], side="right")
-            past = np.searchsorted(bins, points[2:], side="left")
-            return int(np.sum(first >= past))
-
-        assert self.n_mels is not None
-        if count := empty(self.n_mels, self.n_fft):
-            fewer = self.n_mels
-            while fewer and empty(fewer, self.n_fft):
-                fewer -= 1
-            longer = self.n_fft
-            while empty(self.n_mels, longer):
-                longer *= 2
-            raise ValueError(
-                f"FrontEnd: n_mels={self.n_mels} with n_fft={self.n_fft} leaves "
-                f"{count} mel filters without a frequency bin; "
-                f"use n_fft={longer}" + f" or n_mels={fewer}" * bool(fewer)
-            )
-
-    @classmethod
-    def librosa(cls, **settings: Any) -> FrontEnd:
-        """The defaults are librosa's conventions: Slaney mels, zero padding."""
-        return cls(**settings)
-
-    @classmethod
-    def torchaudio(cls, **settings: Any) -> FrontEnd:
-        """torchaudio's: HTK mels without area norm, reflect padding."""
-        theirs = {"mel_scale": "htk", "mel_norm": None, "pad_mode": "reflect"}
-        return cls(**theirs | settings)
-
-    @classmethod
-    def birdset(cls, **settings: Any) -> FrontEnd:
-        """The front end of AudioProtoPNet's networks for BirdSet, 256 x 626 pixels."""
-        pixels = {
-            "sample_rate": 32_000,
-            "clip_s": 5.0,
-            "hop_length": 256,
-            "n_mels": 256,
-        }
-        values = {"mean": -13.369, "std": 13.162}
-        return cls.torchaudio(**pixels | values | settings)
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> FrontEnd:
-        """The inverse of `to_dict`."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(settings) - names):
-            raise ValueError(f"FrontEnd: unknown {unknown}; it has {sorted(names)}")
-        if missing := {"sample_rate", "clip_s"} - set(settings):
-            raise ValueError(
-                f"FrontEnd: {sorted(missing)} missing; they have no default"
-            )
-        return cls(**settings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON types."""
-        return dataclasses.asdict(self)
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of a clip."""
-        return round(self.clip_s * self.sample_rate)
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of a clip, the width of its spectrogram."""
-        padded = self.num_samples + 2 * (self.n_fft // 2)
-        return 1 + (padded - self.n_fft) // self.hop_length
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of a spectrogram, its height."""
-        return 1 + self.n_fft // 2 if self.n_mels is None else self.n_mels
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """`(rows, frames)` of a spectrogram."""
-        return (self.num_rows, self.num_frames)
-
-    def row_to_hz(self, row: Numbers) -> Result:
-        """Centre frequency of a row; fractions lie between, edges are row -/+ 0.5."""
-        if self.n_mels is None:
-            return np.multiply(row, self.sample_rate / self.n_fft)
-        fmax = self.sample_rate / 2 if self.fmax is None else self.fmax
-        low, high = _hz_to_mel(np.array([self.fmin, fmax]), self.mel_scale)
-        step = (high - low) / (self.n_mels + 1)
-        return _mel_to_hz(low + np.add(row, 1) * step, self.mel_scale)
-
-    def band_hz(self, low_row: Numbers, high_row: Numbers) -> tuple[Result, Result]:
-        """Edges in Hz of the half-open range of rows, within `[0, sample_rate/2]`."""
-        edges = (self.row_to_hz(np.subtract(r, 0.5)) for r in (low_row, high_row))
-        low, high = (np.clip(edge, 0, self.sample_rate / 2) for edge in edges)
-        return low, high
-
-    def frame_to_s(self, frame: Numbers) -> Result:
-        """Time in seconds at the centre of a frame."""
-        return np.multiply(frame, self.hop_length / self.sample_rate)
-
-    def span_s(self, low_frame: Numbers, high_frame: Numbers) -> tuple[Result, Result]:
-        """Edges in seconds of the half-open range of frames, within `[0, clip_s]`."""
-        edges = (self.frame_to_s(np.subtract(f, 0.5)) for f in (low_frame, high_frame))
-        low, high = (np.clip(edge, 0, self.clip_s) for edge in edges)
-        return low, high
-
-
-# The two mel formulas are written out because geometry and validation need them
-# without librosa's import; the filters themselves are librosa's.
-def _hz_to_mel(hz: np.ndarray, scale: MelScale) -> np.ndarray:
-    if scale == "htk":
-        return 2595 * np.log10(1 + hz / 700)
-    # Slaney: 200/3 Hz a mel up to 1 kHz, then 27 mels for each factor of 6.4.
-    log = 15 + 27 * np.log(np.maximum(hz, 1000) / 1000) / np.log(6.4)
-    return np.where(hz < 1000, hz * 3 / 200, log)
-
-
-def _mel_to_hz(mel: Result, scale: MelScale) -> Result:
-    if scale == "htk":
-        return 700 * (np.power(10, np.divide(mel, 2595)) - 1)
-    log = 1000 * np.power(6.4, (np.maximum(mel, 15) - 15) / 27)
-    return np.where(mel < 15, mel * 200 / 3, log)[()]
-
-
-def _mel_points(n_mels: int, fmin: Real, fmax: Real, scale: MelScale) -> np.ndarray:
-    """Hz of the corners of the filters: filter i rises, peaks, falls at i, i+1, i+2."""
-    low, high = _hz_to_mel(np.array([fmin, fmax]), scale)
-    return np.asarray(_mel_to_hz(np.linspace(low, high, n_mels + 2), scale))
-
-
-@functools.lru_cache(maxsize=8)
-def _tables(front_end: FrontEnd) -> tuple[np.ndarray, np.ndarray | None]:
-    """Window `[n_fft]` and mel filters `[mel, bin]`, None where linear."""
-    import librosa
-
-    window = librosa.filters.get_window("hann", front_end.win_length or front_end.n_fft)
-    window = librosa.util.pad_center(window, size=front_end.n_fft).astype(np.float32)
-    if front_end.n_mels is None:
-        return window, None
-    return window, librosa.filters.mel(
-        sr=front_end.sample_rate,
-        n_fft=front_end.n_fft,
-        n_mels=front_end.n_mels,
-        fmin=front_end.fmin,
-        fmax=front_end.fmax,
-        htk=front_end.mel_scale == "htk",
-        norm=front_end.mel_norm,
-    )
-
-
-def spectrogram(
-    front_end: FrontEnd, waveform: Float[Array | np.ndarray, "batch sample"]
-) -> Float[Array, "batch freq time"]:
-    """Normalised (mel) spectrograms in dB; row 0 is the lowest frequency.
-
-    Finite for samples of magnitude up to `LARGEST_SAMPLE`; a clip of zeros is
-    `amin` in dB, normalised, everywhere. Clips are independent of each other unless
-    `top_db_scope` is 'batch'. XLA gathers a batch that is spread over devices for
-    the Fourier transform; inside `jax.shard_map` each device keeps to its own clips.
-
-    Args:
-      front_end: the settings, static under `jax.jit`.
-      waveform: `[batch, num_samples]`, full scale 1.
-
-    Returns:
-      `[batch, num_rows, num_frames]`, float32.
-
-    Raises:
-      ValueError: the clips are not `front_end.num_samples` long.
-    """
-    if waveform.shape[1] != front_end.num_samples:
-        raise ValueError(
-            f"spectrogram: waveform has {waveform.shape[1]} samples a clip; "
-            f"clip_s={front_end.clip_s} at {front_end.sample_rate} Hz is "
-            f"{front_end.num_samples}, see `fit_length`"
-        )
-    n_fft, hop = front_end.n_fft, front_end.hop_length
-    window, filters = _tables(front_end)
-    ends = ((0, 0), (n_fft // 2, n_fft // 2))
-    padded = jnp.pad(jnp.asarray(waveform, jnp.float32), ends, mode=front_end.pad_mode)
-    # A frame is `n_fft` samples of `pieces` consecutive hops: shifted slices of one
-    # reshaped array, where a gather would be slow on accelerators.
-    pieces = -(-n_fft // hop)
-    length = (front_end.num_frames + pieces - 1) * hop
-    padded = jnp.pad(padded, ((0, 0), (0, max(0, length - padded.shape[1]))))
-    hops = padded[:, :length].reshape(len(padded), -1, hop)
-    frames = jnp.concatenate(
-        [hops[:, i : i + front_end.num_frames] for i in range(pieces)], axis=2
-    )[:, :, :n_fft]
-    spectrum = jnp.fft.rfft(frames * window[None, None, :])
-    value = spectrum.real**2 + spectrum.imag**2
-    if front_end.power != 2:
-        value = value ** (front_end.power / 2)
-    if filters is None:
-        value = jnp.swapaxes(value, 1, 2)
-    else:
-        value = jnp.einsum(
-            "mf,btf->bmt", filters, value, precision=jax.lax.Precision.HIGHEST
-        )
-    decibel = 20 / front_end.power * jnp.log10(jnp.maximum(value, front_end.amin))
-    if front_end.top_db is not None:
-        decibel = jnp.maximum(decibel, _maximum(front_end, decibel) - front_end.top_db)
-    return (decibel - front_end.mean) / front_end.std
-
-
-def silence_level(
-    front_end: FrontEnd, spectrogram: Float[Array | np.ndarray, "batch freq time"]
-) -> Float[Array, " batch"]:
-    """The value silence has in each clip, in the clip's own normalised units.
-
-    Where `top_db` cuts, that is the clip's maximum less `top_db`, but never less
-    than `amin`; else `amin`.
-
-    Args:
-      front_end: the settings the spectrogram was made with.
-      spectrogram: `[batch, freq, time]`, from `spectrogram`.
-    """
-    decibel = 20 / front_end.power * math.log10(front_end.amin)
-    lowest = (decibel - front_end.mean) / front_end.std
-    level = jnp.full(len(spectrogram), lowest, jnp.float32)
-    if front_end.top_db is None:
-        return level
-    maximum = _maximum(front_end, jnp.asarray(spectrogram))
-    floor = maximum - front_end.top_db / front_end.std
-    return jnp.maximum(level, floor.reshape(-1))
-
-
-def _maximum(front_end: FrontEnd, decibel: jax.Array) -> jax.Array:
-    """What `top_db` counts from: `[batch, 1, 1]`, or `[1, 1, 1]` of the batch."""
-    axes = (1, 2) if front_end.top_db_scope == "clip" else (0, 1, 2)
-    return jnp.max(decibel, axis=axes, keepdims=True)
 
 
 def load(

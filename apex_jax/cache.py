@@ -53,19 +53,23 @@ def content_for(scheme: schemes.Scheme) -> Content:
     return "maps" if schemes.needs_cells(scheme) else "marginals"
 
 
-@functools.partial(jax.jit, static_argnames=("front_end", "keep_cells"))
+@functools.partial(jax.jit, static_argnames=("front_end", "keep_cells", "mesh"))
 def extract(
     classifier: classifier_lib.Classifier,
     waveform: Float[Array, "batch sample"],
     *,
     front_end: audio.FrontEnd,
     keep_cells: bool,
+    mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array, schemes.Views]:
     """Pooled vectors, the network's own logits and views of a batch of waveforms."""
-    spectrogram = audio.spectrogram(front_end, waveform)
-    feature_map, logits = classifier(spectrogram)
-    pooled = classifier_lib.pool(feature_map)
-    return pooled, logits, schemes.views(feature_map, keep_cells=keep_cells)
+
+    def on_device(classifier, waveform):
+        feature_map, logits = classifier(audio.spectrogram(front_end, waveform))
+        pooled = classifier_lib.pool(feature_map)
+        return pooled, logits, schemes.views(feature_map, keep_cells=keep_cells)
+
+    return mesh_lib.map_clips(on_device, mesh)(classifier, waveform)
 
 
 def stream(
@@ -96,6 +100,7 @@ def stream(
       `[n, classes]`, rows `[n, F, chan]`, columns `[n, T, chan]`, and for "maps"
       cells `[n, F, T, chan]`. `n` is at most the batch size.
     """
+    front_end.check_devices(mesh.size)
     classifier = mesh_lib.replicate(classifier, mesh)
     pending: collections.deque = collections.deque()
 
@@ -111,7 +116,9 @@ def stream(
         if views.cells is not None:
             arrays["cells"] = views.cells
         on_progress(int((batch["index"] >= 0).sum()))
-        return batch["index"][valid], {k: np.asarray(v)[valid] for k, v in arrays.items()}
+        return batch["index"][valid], {
+            k: np.asarray(v)[valid] for k, v in arrays.items()
+        }
 
     for batch in data.batches(
         clips,
@@ -125,6 +132,7 @@ def stream(
             waveform,
             front_end=front_end,
             keep_cells=content == "maps",
+            mesh=mesh,
         )
         pending.append((batch, result))
         # The device works on this batch while the last one is fetched.
@@ -322,9 +330,7 @@ def _fill(
         index["clips_done"] = clips_done
         seen = {str(clip.path) for clip in clips[:clips_done]}
         index["skipped"] = [skip for skip in skip_log.entries() if skip[0] in seen]
-        _write_whole(
-            directory / "cache.json", json.dumps(index, indent=1).encode()
-        )
+        _write_whole(directory / "cache.json", json.dumps(index, indent=1).encode())
         held, held_bytes = [], 0
 
     for position, arrays in stream(

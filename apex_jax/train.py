@@ -24,12 +24,16 @@ from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 
 
+MIN_STEPS = 200
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """AdamW with a linear warm-up and a cosine to zero.
 
     Attributes:
-      epochs: passes over the training clips.
+      epochs: passes over the training clips; None for as many as make about
+        `MIN_STEPS` steps, but at least 12: a few clips need many epochs.
       batch_size: clips a step over all devices.
       learning_rate: the largest.
       weight_decay: on kernels only.
@@ -38,13 +42,19 @@ class Config:
       random_crop: a random stretch of each file instead of its beginning.
     """
 
-    epochs: int = 12
+    epochs: int | None = None
     batch_size: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: float = 0.1
     clip_norm: float = 1.0
     random_crop: bool = True
+
+    def num_epochs(self, steps_per_epoch: int) -> int:
+        """Passes over the clips when one takes `steps_per_epoch` steps."""
+        if self.epochs is not None:
+            return self.epochs
+        return max(12, math.ceil(MIN_STEPS / steps_per_epoch))
 
     def optimiser(self, num_steps: int) -> optax.GradientTransformation:
         """The optimiser for a run of `num_steps` steps."""
@@ -87,7 +97,7 @@ def cross_entropy(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("optimiser", "front_end"),
+    static_argnames=("optimiser", "front_end", "mesh"),
     donate_argnames=("model", "state"),
 )
 def step(
@@ -99,11 +109,16 @@ def step(
     *,
     optimiser: optax.GradientTransformation,
     front_end: audio.FrontEnd,
+    mesh: Mesh,
 ) -> tuple[convnext.ConvNeXt, optax.OptState, jax.Array]:
     """One step on a batch that is spread over the mesh; model and state are donated."""
 
+    def on_device(_, waveform):
+        return audio.spectrogram(front_end, waveform)
+
+    spectrogram = mesh_lib.map_clips(on_device, mesh)(None, waveform)
+
     def loss_of(model):
-        spectrogram = audio.spectrogram(front_end, waveform)
         return cross_entropy(model(spectrogram), label, valid)
 
     loss, gradient = jax.value_and_grad(loss_of)(model)
@@ -154,9 +169,11 @@ def fit(
             "training needs clips to train on and to validate on; got "
             f"{len(clips)} and {len(validation)}"
         )
+    front_end.check_devices(mesh.size)
     batch_size = mesh_lib.round_up(config.batch_size, mesh)
     steps_per_epoch = math.ceil(len(clips) / batch_size)
-    optimiser = config.optimiser(config.epochs * steps_per_epoch)
+    num_epochs = config.num_epochs(steps_per_epoch)
+    optimiser = config.optimiser(num_epochs * steps_per_epoch)
     # A copy: the steps below give their input's memory away.
     model = mesh_lib.replicate(jax.tree.map(jnp.copy, model), mesh)
     state = mesh_lib.replicate(optimiser.init(model), mesh)
@@ -171,14 +188,14 @@ def fit(
         skip_log=skip_log,
         seed=seed,
         random_crop=config.random_crop,
-        num_epochs=config.epochs,
+        num_epochs=num_epochs,
     )
     for number, batch in enumerate(stream, start=1):
         arrays = mesh_lib.shard(
             {name: batch[name] for name in ("waveform", "label", "valid")}, mesh
         )
         model, state, loss = step(
-            model, state, **arrays, optimiser=optimiser, front_end=front_end
+            model, state, **arrays, optimiser=optimiser, front_end=front_end, mesh=mesh
         )
         losses.append(loss)
         on_progress(int((batch["index"] >= 0).sum()))

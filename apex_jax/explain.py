@@ -1,0 +1,538 @@
+"""Explaining one clip: the front door of the package (method, section 7).
+
+In comes a sound; out comes an `Explanation`: the channels that contribute most to a
+class, where each of them lies in the spectrogram, its heatmap, and the training clips
+that show what the channel stands for.
+
+    >>> from apex_jax import explain
+    >>> explainer = explain.load("runs/demo")  # doctest: +SKIP
+    >>> explanation = explainer("clip.wav")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from apex_jax import audio, bank, checkpoint, data, disentangle, schemes
+from apex_jax import classifier as classifier_lib
+from apex_jax.models import convnext
+
+# The maths, unbatched.
+
+
+def contributions(
+    head: classifier_lib.LinearHead,
+    pooled: Float[Array, " chan"],
+    target: Int[Array, ""],
+) -> Float[Array, " chan"]:
+    """What each channel adds to a class: `What[c, k] relu(mean(Zhat)_k)`. Unbatched.
+
+    Args:
+      head: the compensated head.
+      pooled: `mean(Zhat)`, the transformed pooled vector.
+      target: the class c.
+    """
+    return head.weight[target] * jax.nn.relu(pooled)
+
+
+def heatmap(
+    head: classifier_lib.LinearHead,
+    transform: disentangle.Transform,
+    feature_map: Float[Array, "freq time chan"],
+    channel: Int[Array, ""],
+    target: Int[Array, ""],
+    *,
+    grid: schemes.Grid,
+) -> Float[Array, "rows frames"]:
+    """Where a channel speaks for a class, in [0, 1], `[F_in, T_in]`. Unbatched.
+
+    `relu(What[c, k] Zhat_k + b_c / C)`, divided by its maximum (zeros stay zeros) and
+    upsampled bilinearly.
+
+    Args:
+      head: the compensated head.
+      transform: U, mu.
+      feature_map: the clip's folded map.
+      channel: k.
+      target: the class c.
+      grid: how the map lies on the spectrogram.
+    """
+    centred = feature_map - transform.centre[None, None, :]
+    row = transform.matrix[channel]
+    cells = jnp.matmul(centred, row, precision=disentangle.HIGHEST)
+    bias = head.bias[target] / row.size
+    cells = jax.nn.relu(head.weight[target, channel] * cells + bias)
+    largest = jnp.max(cells)
+    return grid.upsample(cells / jnp.where(largest > 0, largest, 1.0))
+
+
+@jax.jit
+def _rank(
+    transform: disentangle.Transform,
+    head: classifier_lib.LinearHead,
+    pooled: Float[Array, "batch chan"],
+    target: Int[Array, " batch"],
+) -> Float[Array, "batch chan"]:
+    return jax.vmap(functools.partial(contributions, head))(transform(pooled), target)
+
+
+@functools.partial(jax.jit, static_argnames=("front_end",))
+def _forward(
+    classifier: classifier_lib.Classifier,
+    waveform: Float[Array, "batch sample"],
+    *,
+    front_end: audio.FrontEnd,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    spectrogram = audio.spectrogram(front_end, waveform)
+    return spectrogram, *classifier(spectrogram)
+
+
+@functools.partial(jax.jit, static_argnames=("scheme", "grid"))
+def _show(
+    transform: disentangle.Transform,
+    head: classifier_lib.LinearHead,
+    feature_map: Float[Array, "batch freq time chan"],
+    channel: Int[Array, " batch"],
+    target: Int[Array, ""],
+    *,
+    scheme: schemes.Scheme,
+    grid: schemes.Grid,
+) -> tuple[Int[Array, "batch 2"], Float[Array, "batch rows frames"]]:
+    """Location and heatmap of one channel of each map."""
+
+    def one(feature_map, channel):
+        views = schemes.views(feature_map, keep_cells=True)
+        location = schemes.locate(scheme, views, transform.matrix[channel])
+        return location, heatmap(
+            head, transform, feature_map, channel, target, grid=grid
+        )
+
+    return jax.vmap(one)(feature_map, channel)
+
+
+# What the caller gets: plain values on the host.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Area:
+    """A rectangle of the spectrogram that matters.
+
+    Attributes:
+      box: in pixels of the spectrogram.
+      start_s: seconds from the start of the clip.
+      end_s: seconds from the start of the clip.
+      low_hz: lower edge.
+      high_hz: upper edge.
+    """
+
+    box: schemes.Box
+    start_s: float
+    end_s: float
+    low_hz: float
+    high_hz: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.start_s:.2f}-{self.end_s:.2f} s, "
+            f"{self.low_hz:.0f}-{self.high_hz:.0f} Hz"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prototype:
+    """A training clip that shows what a channel stands for.
+
+    Attributes:
+      clip: file, offset and class index.
+      class_name: of the clip.
+      activation: `a_k`, the sum of the channel's map.
+      purity: of its prototype vector, in [-1, 1].
+      areas: its region by the scheme.
+      spectrogram: `[F_in, T_in]`, in the front end's units.
+      heatmap: `[F_in, T_in]`, in [0, 1].
+    """
+
+    clip: data.Clip
+    class_name: str
+    activation: float
+    purity: float
+    areas: tuple[Area, ...]
+    spectrogram: np.ndarray = dataclasses.field(repr=False)
+    heatmap: np.ndarray = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Channel:
+    """One of the channels that contribute most.
+
+    Attributes:
+      index: k.
+      contribution: to the explained class's logit.
+      areas: its region in the clip by the scheme.
+      heatmap: `[F_in, T_in]`, in [0, 1].
+      prototypes: training clips, strongest first.
+    """
+
+    index: int
+    contribution: float
+    areas: tuple[Area, ...]
+    heatmap: np.ndarray = dataclasses.field(repr=False)
+    prototypes: tuple[Prototype, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Why a classifier says what it says of a clip.
+
+    Attributes:
+      source: where the sound came from.
+      class_names: in the order of the logits.
+      logits: the untouched network's, `[classes]`.
+      predicted: index of the most likely class.
+      target: index of the class explained.
+      scheme: where regions lie.
+      spectrogram: `[F_in, T_in]`, what the network saw.
+      channels: the top channels, largest contribution first.
+      evidence_share: the part of all positive contributions that they carry.
+    """
+
+    source: str
+    class_names: tuple[str, ...]
+    logits: np.ndarray
+    predicted: int
+    target: int
+    scheme: schemes.Scheme
+    spectrogram: np.ndarray = dataclasses.field(repr=False)
+    channels: tuple[Channel, ...]
+    evidence_share: float
+
+    @property
+    def class_name(self) -> str:
+        """The class explained."""
+        return self.class_names[self.target]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explainer:
+    """Everything it takes to explain a clip.
+
+    Attributes:
+      classifier: the untouched network.
+      transform: U, U^-1, mu.
+      positive: the clips that excite each channel most.
+      negative: the clips that excite it least.
+      clips: the training clips that the banks point to.
+      front_end: settings of the spectrogram.
+      chunk_size: clips in the network at a time; bounds memory.
+    """
+
+    classifier: classifier_lib.Classifier
+    transform: disentangle.Transform
+    positive: bank.Bank
+    negative: bank.Bank
+    clips: Sequence[data.Clip]
+    front_end: audio.FrontEnd
+    chunk_size: int = 8
+
+    @property
+    def scheme(self) -> schemes.Scheme:
+        """Where prototypes lie."""
+        return self.positive.scheme
+
+    @property
+    def map_shape(self) -> tuple[int, int]:
+        """`(F, T)` of the network's map of one clip."""
+        waveform = jax.ShapeDtypeStruct((1, self.front_end.num_samples), jnp.float32)
+        forward = functools.partial(_forward, front_end=self.front_end)
+        feature_map = jax.eval_shape(forward, self.classifier, waveform)[1]
+        return feature_map.shape[1], feature_map.shape[2]
+
+    def __call__(
+        self,
+        sound: str | Path | Float[np.ndarray, " sample"],
+        *,
+        offset_s: float = 0.0,
+        target: str | int | None = None,
+        num_channels: int = 4,
+        num_prototypes: int = 5,
+        sign: bank.Sign = "positive",
+    ) -> Explanation:
+        """Explains a clip.
+
+        Args:
+          sound: a file, or a waveform at the front end's sample rate. The clip is
+            `front_end.clip_s` long: longer sounds are cut, shorter ones padded.
+          offset_s: where in the file, or the waveform, the clip starts.
+          target: name or index of the class to explain; None for the predicted one.
+          num_channels: top channels.
+          num_prototypes: training clips beside each.
+          sign: "positive" for the clips that excite a channel most.
+
+        Raises:
+          AudioError: the sound cannot be used.
+          ValueError: no such class, or a number out of range.
+        """
+        source, waveform = self._read(sound, offset_s)
+        spectrogram, feature_map, logits = _forward(
+            self.classifier, waveform[None], front_end=self.front_end
+        )
+        predicted = int(jnp.argmax(logits[0]))
+        wanted = jnp.int32(predicted if target is None else self._class_index(target))
+
+        head = self.transform.compensate(self.classifier.head)
+        pooled = classifier_lib.pool(feature_map)
+        share = np.asarray(_rank(self.transform, head, pooled, wanted[None])[0])
+        chosen_bank = self.positive if sign == "positive" else self.negative
+        for name, value, most in (
+            ("num_channels", num_channels, len(share)),
+            ("num_prototypes", num_prototypes, chosen_bank.clip.shape[1]),
+        ):
+            if not 0 < value <= most:
+                raise ValueError(f"{name} must be between 1 and {most}; got {value}")
+        # A stable sort: equal contributions go to the lowest channel.
+        top = np.argsort(-share, kind="stable")[:num_channels]
+
+        grid = self.grid(feature_map.shape[1:3], spectrogram.shape[1:])
+        location, heat = _show(
+            self.transform,
+            head,
+            jnp.broadcast_to(feature_map, (num_channels, *feature_map.shape[1:])),
+            jnp.asarray(top),
+            wanted,
+            scheme=self.scheme,
+            grid=grid,
+        )
+        prototypes = self._prototypes(
+            head, top, wanted, chosen_bank, num_prototypes, grid
+        )
+        channels = tuple(
+            Channel(
+                index=int(k),
+                contribution=float(share[k]),
+                areas=self.areas(grid, location[i]),
+                heatmap=np.asarray(heat[i]),
+                prototypes=prototypes[i],
+            )
+            for i, k in enumerate(top)
+        )
+        positive = np.maximum(share, 0).sum()
+        return Explanation(
+            source=source,
+            class_names=self.classifier.class_names,
+            logits=np.asarray(logits[0]),
+            predicted=predicted,
+            target=int(wanted),
+            scheme=self.scheme,
+            spectrogram=np.asarray(spectrogram[0]),
+            channels=channels,
+            evidence_share=float(np.maximum(share[top], 0).sum() / positive)
+            if positive > 0
+            else 0.0,
+        )
+
+    def grid(self, map_shape: tuple[int, int], shape: tuple[int, int]) -> schemes.Grid:
+        """How the network's cells lie on a spectrogram of `shape`."""
+        return schemes.Grid.of(map_shape, shape, self.classifier.stride)
+
+    def areas(self, grid: schemes.Grid, location: np.ndarray) -> tuple[Area, ...]:
+        """The region at a location, in pixels, seconds and hertz."""
+        found = []
+        for box in grid.boxes(self.scheme, tuple(np.asarray(location).tolist())):
+            low, high = self.front_end.band_hz(*box.rows)
+            start, end = self.front_end.span_s(*box.frames)
+            found.append(
+                Area(
+                    box=box,
+                    start_s=float(start),
+                    end_s=float(end),
+                    low_hz=float(low),
+                    high_hz=float(high),
+                )
+            )
+        return tuple(found)
+
+    def _read(
+        self, sound: str | Path | np.ndarray, offset_s: float
+    ) -> tuple[str, np.ndarray]:
+        if isinstance(sound, str | Path):
+            return str(sound), audio.load_clip(sound, self.front_end, offset_s)
+        waveform = np.asarray(sound, np.float32)
+        if waveform.ndim != 1:
+            raise ValueError(
+                f"a waveform must be one channel, [sample]; got shape {waveform.shape}"
+            )
+        if not np.isfinite(waveform).all():
+            raise ValueError("a waveform must be finite; got NaN or infinity")
+        start = round(offset_s * self.front_end.sample_rate)
+        if not 0 <= start < len(waveform):
+            raise ValueError(
+                f"offset_s must lie within the waveform of {len(waveform)} samples; "
+                f"got {offset_s} s, sample {start}"
+            )
+        return "waveform", audio.fit_length(
+            waveform[start:], self.front_end.num_samples
+        )
+
+    def _class_index(self, target: str | int) -> int:
+        names = self.classifier.class_names
+        if isinstance(target, str) and target in names:
+            return names.index(target)
+        if isinstance(target, int) and 0 <= target < len(names):
+            return target
+        raise ValueError(f"target must be one of {', '.join(names)}; got {target!r}")
+
+    def _prototypes(
+        self,
+        head: classifier_lib.LinearHead,
+        channels: np.ndarray,
+        target: jax.Array,
+        prototypes: bank.Bank,
+        num: int,
+        grid: schemes.Grid,
+    ) -> list[tuple[Prototype, ...]]:
+        """The first `num` prototypes of each channel, through the network again."""
+        pairs = [(int(k), n) for k in channels for n in range(num)]
+        clip_index, activation, purity = (
+            np.asarray(a)
+            for a in (prototypes.clip, prototypes.activation, prototypes.purity)
+        )
+        shown: list[Prototype] = []
+        for first in range(0, len(pairs), self.chunk_size):
+            chunk = pairs[first : first + self.chunk_size]
+            clips = [self.clips[clip_index[pair]] for pair in chunk]
+            waveform = np.zeros((self.chunk_size, self.front_end.num_samples), "f4")
+            channel = np.zeros(self.chunk_size, np.int32)
+            for i, (clip, (k, _)) in enumerate(zip(clips, chunk, strict=True)):
+                waveform[i] = audio.load_clip(clip.path, self.front_end, clip.offset_s)
+                channel[i] = k
+            spectrogram, feature_map, _ = _forward(
+                self.classifier, waveform, front_end=self.front_end
+            )
+            location, heat = _show(
+                self.transform,
+                head,
+                feature_map,
+                channel,
+                target,
+                scheme=self.scheme,
+                grid=grid,
+            )
+            shown += [
+                Prototype(
+                    clip=clip,
+                    class_name=self.classifier.class_names[clip.label],
+                    activation=float(activation[pair]),
+                    purity=float(purity[pair]),
+                    areas=self.areas(grid, location[i]),
+                    spectrogram=np.asarray(spectrogram[i]),
+                    heatmap=np.asarray(heat[i]),
+                )
+                for i, (clip, pair) in enumerate(zip(clips, chunk, strict=True))
+            ]
+        return [tuple(shown[i : i + num]) for i in range(0, len(shown), num)]
+
+
+def save(
+    directory: str | Path, explainer: Explainer, *, overwrite: bool = False
+) -> None:
+    """Writes an explainer of a ConvNeXt to `directory/classifier` and `directory/apex`.
+
+    Clips are kept by path, relative to `directory` where they lie inside it, and only
+    those that a bank points to.
+
+    Raises:
+      ValueError: the classifier is not a ConvNeXt of this package.
+    """
+    directory = Path(directory).absolute()
+    model = explainer.classifier.params
+    if not isinstance(model, convnext.ConvNeXt):
+        raise ValueError(
+            "explain.save writes classifiers made by models.convnext; got params of "
+            f"type {type(model).__name__}"
+        )
+    checkpoint.save_classifier(
+        directory / "classifier",
+        model,
+        class_names=explainer.classifier.class_names,
+        front_end=explainer.front_end.to_dict(),
+        overwrite=overwrite,
+    )
+    banks = {"positive": explainer.positive, "negative": explainer.negative}
+    used, packed = np.unique(
+        np.stack([np.asarray(b.clip) for b in banks.values()]), return_inverse=True
+    )
+    packed = packed.reshape(2, *explainer.positive.clip.shape)
+    arrays: dict[str, Any] = {
+        "matrix": explainer.transform.matrix,
+        "inverse": explainer.transform.inverse,
+        "centre": explainer.transform.centre,
+    }
+    for clips, (sign, one) in zip(packed, banks.items(), strict=True):
+        arrays[sign] = {
+            "clip": clips.astype(np.int32),
+            "activation": one.activation,
+            "location": one.location,
+            "purity": one.purity,
+        }
+    listing = []
+    for i in used:
+        clip = explainer.clips[i]
+        path = Path(clip.path).absolute()
+        if path.is_relative_to(directory):
+            path = path.relative_to(directory)
+        listing.append(
+            {
+                "path": str(path),
+                "label": clip.label,
+                "offset_s": clip.offset_s,
+                "group": clip.group,
+            }
+        )
+    checkpoint.save(
+        directory / "apex",
+        arrays,
+        {"scheme": explainer.scheme, "clips": listing},
+        kind="explainer",
+        overwrite=overwrite,
+    )
+
+
+def load(directory: str | Path) -> Explainer:
+    """Reads what `save` wrote: a finished run of an experiment, for one.
+
+    Raises:
+      FileNotFoundError: there is no such run.
+      ValueError: the folder holds something else, or is of another format.
+    """
+    directory = Path(directory).absolute()
+    model, metadata = checkpoint.load_classifier(directory / "classifier")
+    arrays, made = checkpoint.load(directory / "apex", kind="explainer")
+    arrays = jax.tree.map(jnp.asarray, arrays)
+    scheme = schemes.parse(made["scheme"])
+    positive, negative = (
+        bank.Bank(scheme=scheme, sign=sign, **arrays[sign])
+        for sign in get_args(bank.Sign)
+    )
+    return Explainer(
+        classifier=convnext.as_classifier(model, metadata["class_names"]),
+        transform=disentangle.Transform(
+            matrix=arrays["matrix"], inverse=arrays["inverse"], centre=arrays["centre"]
+        ),
+        positive=positive,
+        negative=negative,
+        # Joined to a folder, an absolute path stays as it is.
+        clips=tuple(
+            data.Clip(**{**clip, "path": directory / clip["path"]})
+            for clip in made["clips"]
+        ),
+        front_end=audio.FrontEnd.from_dict(metadata["front_end"]),
+    )
