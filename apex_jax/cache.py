@@ -281,7 +281,7 @@ def _open_index(
         raise CacheError(f"{file} is damaged ({error}); {remedy}") from error
     if version != VERSION:
         raise CacheError(
-            f"the cache in {directory} has format {version}, this is {VERSION}; {remedy}"
+            f"the cache in {directory} has format {version}, not {VERSION}; {remedy}"
         )
     differs = [name for name, digest in expected.items() if found.get(name) != digest]
     if differs:
@@ -374,7 +374,7 @@ def _load(
     if content == "maps":
         wanted.append("cells")
     # Filled shard by shard: never the shards and their concatenation at once.
-    whole: dict[str, np.ndarray] = {}
+    whole: dict[str, Any] = {}
     row = 0
     for shard in index["shards"]:
         file = directory / shard["file"]

@@ -1,8 +1,8 @@
 """Explaining one clip: the front door of the package (method, section 7).
 
-In comes a sound; out comes an `Explanation`: the channels that contribute most to a
-class, where each of them lies in the spectrogram, its heatmap, and the training clips
-that show what the channel stands for.
+In comes a sound; out comes an `explanation.Explanation`: the channels that contribute
+most to a class, where each of them lies in the spectrogram, its heatmap, and the
+training clips that show what the channel stands for.
 
     >>> from apex_jax import explain
     >>> explainer = explain.load("runs/demo")  # doctest: +SKIP
@@ -22,57 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from apex_jax import audio, bank, checkpoint, data, disentangle, schemes
+from apex_jax import (
+    audio,
+    bank,
+    checkpoint,
+    data,
+    disentangle,
+    evidence,
+    explanation,
+    schemes,
+)
 from apex_jax import classifier as classifier_lib
 from apex_jax.models import convnext
-
-# The maths, unbatched.
-
-
-def contributions(
-    head: classifier_lib.LinearHead,
-    pooled: Float[Array, " chan"],
-    target: Int[Array, ""],
-) -> Float[Array, " chan"]:
-    """What each channel adds to a class: `What[c, k] relu(mean(Zhat)_k)`. Unbatched.
-
-    Args:
-      head: the compensated head.
-      pooled: `mean(Zhat)`, the transformed pooled vector.
-      target: the class c.
-    """
-    return head.weight[target] * jax.nn.relu(pooled)
-
-
-def heatmap(
-    head: classifier_lib.LinearHead,
-    transform: disentangle.Transform,
-    feature_map: Float[Array, "freq time chan"],
-    channel: Int[Array, ""],
-    target: Int[Array, ""],
-    *,
-    grid: schemes.Grid,
-) -> Float[Array, "rows frames"]:
-    """Where a channel speaks for a class, in [0, 1], `[F_in, T_in]`. Unbatched.
-
-    `relu(What[c, k] Zhat_k + b_c / C)`, divided by its maximum (zeros stay zeros) and
-    upsampled bilinearly.
-
-    Args:
-      head: the compensated head.
-      transform: U, mu.
-      feature_map: the clip's folded map.
-      channel: k.
-      target: the class c.
-      grid: how the map lies on the spectrogram.
-    """
-    centred = feature_map - transform.centre[None, None, :]
-    row = transform.matrix[channel]
-    cells = jnp.matmul(centred, row, precision=disentangle.HIGHEST)
-    bias = head.bias[target] / row.size
-    cells = jax.nn.relu(head.weight[target, channel] * cells + bias)
-    largest = jnp.max(cells)
-    return grid.upsample(cells / jnp.where(largest > 0, largest, 1.0))
 
 
 @jax.jit
@@ -82,7 +43,9 @@ def _rank(
     pooled: Float[Array, "batch chan"],
     target: Int[Array, " batch"],
 ) -> Float[Array, "batch chan"]:
-    return jax.vmap(functools.partial(contributions, head))(transform(pooled), target)
+    return jax.vmap(functools.partial(evidence.contributions, head))(
+        transform(pooled), target
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("front_end",))
@@ -112,113 +75,11 @@ def _show(
     def one(feature_map, channel):
         views = schemes.views(feature_map, keep_cells=True)
         location = schemes.locate(scheme, views, transform.matrix[channel])
-        return location, heatmap(
+        return location, evidence.heatmap(
             head, transform, feature_map, channel, target, grid=grid
         )
 
     return jax.vmap(one)(feature_map, channel)
-
-
-# What the caller gets: plain values on the host.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Area:
-    """A rectangle of the spectrogram that matters.
-
-    Attributes:
-      box: in pixels of the spectrogram.
-      start_s: seconds from the start of the clip.
-      end_s: seconds from the start of the clip.
-      low_hz: lower edge.
-      high_hz: upper edge.
-    """
-
-    box: schemes.Box
-    start_s: float
-    end_s: float
-    low_hz: float
-    high_hz: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.start_s:.2f}-{self.end_s:.2f} s, "
-            f"{self.low_hz:.0f}-{self.high_hz:.0f} Hz"
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prototype:
-    """A training clip that shows what a channel stands for.
-
-    Attributes:
-      clip: file, offset and class index.
-      class_name: of the clip.
-      activation: `a_k`, the sum of the channel's map.
-      purity: of its prototype vector, in [-1, 1].
-      areas: its region by the scheme.
-      spectrogram: `[F_in, T_in]`, in the front end's units.
-      heatmap: `[F_in, T_in]`, in [0, 1].
-    """
-
-    clip: data.Clip
-    class_name: str
-    activation: float
-    purity: float
-    areas: tuple[Area, ...]
-    spectrogram: np.ndarray = dataclasses.field(repr=False)
-    heatmap: np.ndarray = dataclasses.field(repr=False)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Channel:
-    """One of the channels that contribute most.
-
-    Attributes:
-      index: k.
-      contribution: to the explained class's logit.
-      areas: its region in the clip by the scheme.
-      heatmap: `[F_in, T_in]`, in [0, 1].
-      prototypes: training clips, strongest first.
-    """
-
-    index: int
-    contribution: float
-    areas: tuple[Area, ...]
-    heatmap: np.ndarray = dataclasses.field(repr=False)
-    prototypes: tuple[Prototype, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Explanation:
-    """Why a classifier says what it says of a clip.
-
-    Attributes:
-      source: where the sound came from.
-      class_names: in the order of the logits.
-      logits: the untouched network's, `[classes]`.
-      predicted: index of the most likely class.
-      target: index of the class explained.
-      scheme: where regions lie.
-      spectrogram: `[F_in, T_in]`, what the network saw.
-      channels: the top channels, largest contribution first.
-      evidence_share: the part of all positive contributions that they carry.
-    """
-
-    source: str
-    class_names: tuple[str, ...]
-    logits: np.ndarray
-    predicted: int
-    target: int
-    scheme: schemes.Scheme
-    spectrogram: np.ndarray = dataclasses.field(repr=False)
-    channels: tuple[Channel, ...]
-    evidence_share: float
-
-    @property
-    def class_name(self) -> str:
-        """The class explained."""
-        return self.class_names[self.target]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -265,7 +126,7 @@ class Explainer:
         num_channels: int = 4,
         num_prototypes: int = 5,
         sign: bank.Sign = "positive",
-    ) -> Explanation:
+    ) -> explanation.Explanation:
         """Explains a clip.
 
         Args:
@@ -315,7 +176,7 @@ class Explainer:
             head, top, wanted, chosen_bank, num_prototypes, grid
         )
         channels = tuple(
-            Channel(
+            explanation.Channel(
                 index=int(k),
                 contribution=float(share[k]),
                 areas=self.areas(grid, location[i]),
@@ -325,7 +186,7 @@ class Explainer:
             for i, k in enumerate(top)
         )
         positive = np.maximum(share, 0).sum()
-        return Explanation(
+        return explanation.Explanation(
             source=source,
             class_names=self.classifier.class_names,
             logits=np.asarray(logits[0]),
@@ -343,14 +204,16 @@ class Explainer:
         """How the network's cells lie on a spectrogram of `shape`."""
         return schemes.Grid.of(map_shape, shape, self.classifier.stride)
 
-    def areas(self, grid: schemes.Grid, location: np.ndarray) -> tuple[Area, ...]:
+    def areas(
+        self, grid: schemes.Grid, location: np.ndarray
+    ) -> tuple[explanation.Area, ...]:
         """The region at a location, in pixels, seconds and hertz."""
         found = []
         for box in grid.boxes(self.scheme, tuple(np.asarray(location).tolist())):
             low, high = self.front_end.band_hz(*box.rows)
             start, end = self.front_end.span_s(*box.frames)
             found.append(
-                Area(
+                explanation.Area(
                     box=box,
                     start_s=float(start),
                     end_s=float(end),
@@ -398,14 +261,14 @@ class Explainer:
         prototypes: bank.Bank,
         num: int,
         grid: schemes.Grid,
-    ) -> list[tuple[Prototype, ...]]:
+    ) -> list[tuple[explanation.Prototype, ...]]:
         """The first `num` prototypes of each channel, through the network again."""
         pairs = [(int(k), n) for k in channels for n in range(num)]
         clip_index, activation, purity = (
             np.asarray(a)
             for a in (prototypes.clip, prototypes.activation, prototypes.purity)
         )
-        shown: list[Prototype] = []
+        shown: list[explanation.Prototype] = []
         for first in range(0, len(pairs), self.chunk_size):
             chunk = pairs[first : first + self.chunk_size]
             clips = [self.clips[clip_index[pair]] for pair in chunk]
@@ -427,7 +290,7 @@ class Explainer:
                 grid=grid,
             )
             shown += [
-                Prototype(
+                explanation.Prototype(
                     clip=clip,
                     class_name=self.classifier.class_names[clip.label],
                     activation=float(activation[pair]),

@@ -218,6 +218,10 @@ class FrontEnd:
                 f"{num_devices} devices cannot see; use 'clip', or one device"
             )
 
+    def to_db(self, spectrogram: np.ndarray) -> np.ndarray:
+        """Decibel again from a normalised spectrogram."""
+        return spectrogram * self.std + self.mean
+
     def row_to_hz(self, row: Numbers) -> Result:
         """Centre frequency of a row; fractions lie between, edges are row -/+ 0.5."""
         if self.n_mels is None:

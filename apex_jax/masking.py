@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from apex_jax import audio, data, disentangle, explain, progress, schemes
+from apex_jax import audio, data, disentangle, evidence, progress, schemes
 from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 
@@ -97,12 +97,12 @@ def masked_logits(
         feature_map, logits = classifier(spectrogram)
         head = transform.compensate(classifier.head)
         grid = schemes.Grid.of(
-            feature_map.shape[1:3], spectrogram.shape[1:], classifier.stride
+            feature_map.shape[1:3], front_end.shape, classifier.stride
         )
 
         def top_location(feature_map, logits):
             pooled = transform(classifier_lib.pool(feature_map))
-            share = explain.contributions(head, pooled, jnp.argmax(logits))
+            share = evidence.contributions(head, pooled, jnp.argmax(logits))
             views = schemes.views(feature_map, keep_cells=schemes.needs_cells(scheme))
             return schemes.locate(scheme, views, transform.matrix[jnp.argmax(share)])
 

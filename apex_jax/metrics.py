@@ -7,7 +7,7 @@ Rates are in [0, 1] unless a name ends in `_percent`.
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -126,7 +126,7 @@ def _check(labels: np.ndarray, scores: np.ndarray) -> None:
         raise ValueError("scores must be finite; got NaN or infinity")
 
 
-def _mean(values: np.ndarray, known: np.ndarray, absent: Absent) -> float:
+def _mean(values: np.ndarray, known: Any, absent: Absent) -> float:
     if not known.all():
         warnings.warn(
             f"{(~known).sum()} of {len(known)} classes have no positives (or no "

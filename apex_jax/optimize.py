@@ -254,7 +254,7 @@ def fit(
         _, score = bank.measure(
             transform,
             features.views,
-            clips[:, : schedule[-1]],
+            clips[:, : config.prototypes_end],
             scheme=scheme,
             mesh=mesh,
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from apex_jax import audio, explain, optimize, schemes
+from apex_jax import audio, explanation, optimize, schemes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,12 +24,12 @@ COLOURS = "magma"
 def spectrogram(
     axes: Axes, front_end: audio.FrontEnd, values: np.ndarray, *, labels: bool = True
 ) -> AxesImage:
-    """Draws a spectrogram `[F_in, T_in]` over seconds and kilohertz.
+    """Draws values on a spectrogram `[F_in, T_in]` over seconds and kilohertz.
 
     Args:
       axes: where to draw.
-      front_end: the settings it was made with.
-      values: in the front end's units.
+      front_end: tells the axes.
+      values: decibel, or any other value a pixel.
       labels: name the axes.
     """
     rows, frames = values.shape
@@ -71,7 +71,7 @@ def _label_frequency(axes: Axes, front_end: audio.FrontEnd, rows: int) -> None:
     axes.set_yticks(at[kept], [f"{nice[i] / 1000:g}" for i in kept])
 
 
-def areas(axes: Axes, boxes: tuple[explain.Area, ...]) -> None:
+def areas(axes: Axes, boxes: tuple[explanation.Area, ...]) -> None:
     """Draws a region's outline: square, column, row, or cross."""
     from matplotlib.patches import Rectangle
 
@@ -89,8 +89,11 @@ def areas(axes: Axes, boxes: tuple[explain.Area, ...]) -> None:
         axes.add_patch(outline)
 
 
-def explanation(
-    result: explain.Explanation, front_end: audio.FrontEnd, *, num_prototypes: int = 4
+def explained(
+    result: explanation.Explanation,
+    front_end: audio.FrontEnd,
+    *,
+    num_prototypes: int = 4,
 ) -> Figure:
     """The clip, its top channels, their regions, heatmaps and prototypes.
 
@@ -107,12 +110,12 @@ def explanation(
     num_prototypes = min(num_prototypes, len(result.channels[0].prototypes))
     columns, rows = 2 + num_prototypes, len(result.channels)
     figure = Figure(figsize=(2.6 * columns, 2.7 + 1.9 * rows), layout="constrained")
-    head, body = figure.subfigures(2, 1, height_ratios=[2.7, 1.9 * rows])
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.7, 1.9 * rows])
+    head, body = parts[:, 0]
 
     left, right = head.subplots(1, 2, width_ratios=[3, 2])
-    image = spectrogram(left, front_end, result.spectrogram)
-    unit = "dB" if (front_end.mean, front_end.std) == (0, 1) else "normalised dB"
-    head.colorbar(image, ax=left, label=unit, pad=0.01)
+    image = spectrogram(left, front_end, front_end.to_db(result.spectrogram))
+    head.colorbar(image, ax=left, label="dB", pad=0.01)
     probability = np.exp(result.logits - result.logits.max())
     probability /= probability.sum()
     left.set_title(
@@ -135,7 +138,7 @@ def explanation(
     for line, channel in zip(grid, result.channels, strict=True):
         is_last = line is grid[-1]
         clip, heat, *others = line
-        spectrogram(clip, front_end, result.spectrogram, labels=False)
+        spectrogram(clip, front_end, front_end.to_db(result.spectrogram), labels=False)
         areas(clip, channel.areas)
         clip.set_ylabel(f"channel {channel.index}\n(kHz)", fontsize=9)
         spectrogram(heat, front_end, channel.heatmap, labels=False)
@@ -145,7 +148,9 @@ def explanation(
         heat.set_title("heatmap", fontsize=8)
         shown = channel.prototypes[:num_prototypes]
         for axes, prototype in zip(others, shown, strict=True):
-            spectrogram(axes, front_end, prototype.spectrogram, labels=False)
+            spectrogram(
+                axes, front_end, front_end.to_db(prototype.spectrogram), labels=False
+            )
             areas(axes, prototype.areas)
             name = _shorten(str(prototype.clip.path), 24)
             axes.set_title(
@@ -198,7 +203,7 @@ def purity(history: optimize.History) -> Figure:
     return figure
 
 
-def _where(scheme: schemes.Scheme, boxes: tuple[explain.Area, ...]) -> str:
+def _where(scheme: schemes.Scheme, boxes: tuple[explanation.Area, ...]) -> str:
     """The region in words, without the axis along which it is everywhere."""
     time = f"{boxes[0].start_s:.2f}-{boxes[0].end_s:.2f} s"
     band = f"{boxes[-1].low_hz:.0f}-{boxes[-1].high_hz:.0f} Hz"

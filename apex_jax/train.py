@@ -23,7 +23,6 @@ from apex_jax import audio, cache, data, progress
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 
-
 MIN_STEPS = 200
 
 
@@ -238,7 +237,8 @@ def _validate(
     mesh: Mesh,
     skip_log: data.SkipLog,
 ) -> Epoch:
-    logits, labels = [], []
+    logits: list[np.ndarray] = []
+    labels: list[int] = []
     for position, arrays in cache.stream(
         convnext.as_classifier(model, class_names),
         clips,

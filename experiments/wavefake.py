@@ -13,16 +13,13 @@ and for APEX alike; with regions hidden 1.9 (square), 1.9 (time), 3.4 (frequency
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import importlib.metadata
-import json
-import platform
+import functools
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -48,7 +45,7 @@ from apex_jax import (
 from apex_jax import features as features_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
-from experiments import demo_corpus, vocoders, wavefake_corpus
+from experiments import demo_corpus, records, vocoders, wavefake_corpus
 
 DEMO_TRAIN_ON = "griffin_lim_long"
 LAYER_SCALE = 0.1  # 1e-6, made for 300 epochs on ImageNet, hardly trains in twelve
@@ -112,7 +109,7 @@ def main(config: Config) -> dict[str, Any]:
     corpus_name = "demo" if config.data_dir is None else config.data_dir.name
     output = config.output_dir or Path("runs") / f"{corpus_name}-{config.scheme}"
     output.mkdir(parents=True, exist_ok=True)
-    _write_json(output / "config.json", _plain(config))
+    records.write_json(output / "config.json", records.plain(config))
     stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
     mesh = mesh_lib.make()
     key = jax.random.key(config.seed)
@@ -122,11 +119,20 @@ def main(config: Config) -> dict[str, Any]:
         front_end, model = config.front_end, None
         if config.weights is not None:
             model, front_end = _weights(config)
-        splits = _splits(config, corpus, vocoder, front_end, skip_log)
+        splits = wavefake_corpus.split(
+            corpus,
+            vocoder,
+            num_test=config.test_sentences,
+            num_validation=config.validation_sentences,
+            cut=_cutter(config, corpus, front_end, skip_log),
+        )
+        _say(_split_message(splits, corpus))
     if model is None:
         with stages("train"):
             model, epochs = _train(config, splits, front_end, mesh, skip_log)
-        _write_json(output / "training.json", [dataclasses.asdict(e) for e in epochs])
+        records.write_json(
+            output / "training.json", [dataclasses.asdict(e) for e in epochs]
+        )
     classifier = convnext.as_classifier(model, wavefake_corpus.CLASS_NAMES)
 
     with stages("features"):
@@ -162,23 +168,24 @@ def main(config: Config) -> dict[str, Any]:
                 sign=sign,
                 mesh=mesh,
             )
-            for sign in ("positive", "negative")
+            for sign in get_args(bank.Sign)
         }
     explainer = explain.Explainer(
         classifier=classifier,
         transform=transform,
+        positive=banks["positive"],
+        negative=banks["negative"],
         clips=cached["train"].clips,
         front_end=front_end,
-        **banks,
     )
     explain.save(output, explainer, overwrite=True)
-    _write_bank(output / "bank.csv", explainer)
+    records.write_bank(output / "bank.csv", explainer)
 
     with stages("evaluate"):
-        rows = _rows(cached["test"].clips, corpus)
+        rows = wavefake_corpus.rows_by_vocoder(cached["test"].clips, corpus)
         apex_logits = transform.compensate(classifier.head)(transform(test.pooled))
         eer = {
-            "classifier": _eers(test.logits, cached["test"].clips, rows),
+            "classifier": _eers(np.asarray(test.logits), cached["test"].clips, rows),
             "apex": _eers(np.asarray(apex_logits), cached["test"].clips, rows),
         }
     with stages("masking"):
@@ -208,9 +215,9 @@ def main(config: Config) -> dict[str, Any]:
         "seconds": {name: round(s, 2) for name, s in stages.seconds.items()},
         "seed": config.seed,
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "versions": _versions(),
+        "versions": records.versions(),
     }
-    _write_json(output / "results.json", results)
+    records.write_json(output / "results.json", results)
     _say(_report(results, output))
     return results
 
@@ -239,7 +246,9 @@ def _make_demo(config: Config, root: Path) -> None:
             f"{', '.join(vocoders.VOCODERS)}"
         )
     names = [f"{n:04d}" for n in range(config.demo_utterances)]
-    tested = _held_out(config, names)[0]
+    tested = wavefake_corpus.held_out(
+        names, config.test_sentences, config.validation_sentences
+    )[0]
     others = [name for name in vocoders.VOCODERS if name != train_on]
     only = {name: [names.index(sentence) for sentence in tested] for name in others}
     total = 2 * len(names) + len(others) * len(tested)
@@ -254,79 +263,32 @@ def _make_demo(config: Config, root: Path) -> None:
         )
 
 
-def _held_out(config: Config, sentences: list[str]) -> tuple[list[str], list[str]]:
-    """Sentences to test on and to validate on.
-
-    The paper's protocol where there are enough: the first 1,000 in file-name order,
-    and the next 1,000. A small copy gives a fifth to each, taken evenly from the whole
-    order, since its vocoders need not cover the same sentences.
-    """
-    num_test, num_validation = config.test_sentences, config.validation_sentences
-    enough = len(sentences) >= 3 * wavefake_corpus.PAPER_SPLIT
-    if num_test is None:
-        num_test = (
-            wavefake_corpus.PAPER_SPLIT if enough else max(1, len(sentences) // 5)
-        )
-    if num_validation is None:
-        num_validation = num_test
-    if min(num_test, num_validation) < 1 or num_test + num_validation >= len(sentences):
-        raise ValueError(
-            f"--test-sentences {num_test} and --validation-sentences {num_validation} "
-            "must each be at least 1 and leave some to train on; the corpus has "
-            f"{len(sentences)} sentences"
-        )
-    held = num_test + num_validation
-    if enough:
-        return sentences[:num_test], sentences[num_test:held]
-    spread = [sentences[i * len(sentences) // held] for i in range(held)]
-    # Test and validation take turns along the order, in proportion.
-    is_test = [(i + 1) * num_test // held > i * num_test // held for i in range(held)]
-    test = [s for s, chosen in zip(spread, is_test, strict=True) if chosen]
-    return test, [s for s in spread if s not in test]
-
-
-def _splits(
+def _cutter(
     config: Config,
     corpus: wavefake_corpus.Corpus,
-    vocoder: str,
     front_end: audio.FrontEnd,
     skip_log: data.SkipLog,
-) -> data.Splits:
-    """Clips to train on (one vocoder), to validate on (the same), to test on (all)."""
-    sentences = corpus.sentences
-    test, validation = (set(part) for part in _held_out(config, sentences))
+) -> Callable[[Sequence[data.Clip]], list[data.Clip]]:
+    """From files to clips: one a file, or several of a small corpus."""
     windows = config.windows_per_file
     if windows is None:
-        windows = 1 if len(sentences) >= 200 else 4
-    if len(sentences) < 3 * wavefake_corpus.PAPER_SPLIT:
-        _say(
-            f"{len(sentences)} sentences, fewer than the paper's 13,100: "
-            f"{len(test)} to test on, {len(validation)} to validate on, "
-            f"{len(sentences) - len(test) - len(validation)} to train on, up to "
-            f"{windows} clip{'s' * (windows > 1)} of {front_end.clip_s:g} s a file"
-        )
-
-    def cut(clips: Sequence[data.Clip]) -> list[data.Clip]:
-        if windows == 1:
-            return list(clips)
-        return data.windows(clips, front_end, max_windows=windows, skip_log=skip_log)
-
-    held = test | validation
-    seen = (*corpus.real, *corpus.fake[vocoder])
-    everything = (*corpus.real, *(c for clips in corpus.fake.values() for c in clips))
-    splits = data.Splits(
-        train=cut([clip for clip in seen if clip.group not in held]),
-        validation=cut([clip for clip in seen if clip.group in validation]),
-        test=cut([clip for clip in everything if clip.group in test]),
+        windows = 1 if len(corpus.sentences) >= 200 else 4
+    if windows == 1:
+        return list
+    return functools.partial(
+        data.windows, front_end=front_end, max_windows=windows, skip_log=skip_log
     )
-    for name, part in zip(("train", "validate"), splits[:2], strict=True):
-        if {clip.label for clip in part} != {0, 1}:
-            raise ValueError(
-                f"to {name} on {vocoder} takes real and vocoded clips, and the "
-                f"sentences for it have only {len(part)} clips of one kind; choose "
-                "other --test-sentences or --validation-sentences"
-            )
-    return splits
+
+
+def _split_message(splits: data.Splits, corpus: wavefake_corpus.Corpus) -> str:
+    sizes = ", ".join(
+        f"{len({clip.group for clip in part})} sentences ({len(part)} clips) to {name}"
+        for name, part in zip(("train", "validate", "test"), splits, strict=True)
+    )
+    total = len(corpus.sentences)
+    if total >= 3 * wavefake_corpus.PAPER_SPLIT:
+        return sizes
+    return f"only {total} sentences (the paper has 13,100): {sizes}"
 
 
 def _weights(config: Config) -> tuple[convnext.ConvNeXt, audio.FrontEnd]:
@@ -337,7 +299,7 @@ def _weights(config: Config) -> tuple[convnext.ConvNeXt, audio.FrontEnd]:
         raise ValueError(
             f"--weights {config.weights} has {model.config.num_classes} classes "
             f"({', '.join(metadata['class_names'][:4])}, ...); this experiment needs "
-            f"{len(wavefake_corpus.CLASS_NAMES)}, {' and '.join(wavefake_corpus.CLASS_NAMES)}"
+            f"two, {' and '.join(wavefake_corpus.CLASS_NAMES)}"
         )
     if metadata["front_end"] is None:
         _say(f"{config.weights} carries no front end; --front-end's settings are used")
@@ -409,21 +371,6 @@ def _optimise(
         )
 
 
-def _rows(
-    clips: Sequence[data.Clip], corpus: wavefake_corpus.Corpus
-) -> dict[str, np.ndarray]:
-    """Positions of the clips that test each vocoder: all real ones and its own."""
-    by_path = {
-        str(clip.path): name for name, fakes in corpus.fake.items() for clip in fakes
-    }
-    made_by = [by_path.get(str(clip.path)) for clip in clips]
-    return {
-        name: np.array([i for i, who in enumerate(made_by) if who in (None, name)])
-        for name in corpus.fake
-        if name in made_by
-    }
-
-
 def _eers(
     logits: np.ndarray, clips: Sequence[data.Clip], rows: dict[str, np.ndarray]
 ) -> dict[str, float | None]:
@@ -462,7 +409,7 @@ def _masking(
             on_progress=on_progress,
         )
     read = [clips[i] for i in study.index]
-    rows = _rows(read, corpus)
+    rows = wavefake_corpus.rows_by_vocoder(read, corpus)
     draws = [_eers(logits, read, rows) for logits in study.random]
     names = list(draws[0]) if draws else []
     table = np.array([[draw[name] for name in names] for draw in draws])
@@ -498,42 +445,9 @@ def _examples(
             except audio.AudioError as error:
                 _say(f"no figure: {error}")
                 continue
-            figure = plot.explanation(result, explainer.front_end)
+            figure = plot.explained(result, explainer.front_end)
             figure.savefig(directory / f"{clip.group}_{name}.png", dpi=100)
             on_progress(1)
-
-
-def _write_bank(file: Path, explainer: explain.Explainer) -> None:
-    """The prototypes of every channel as a table that a person can read."""
-    positive = explainer.positive
-    map_shape = explainer.map_shape
-    grid = explainer.grid(map_shape, explainer.front_end.shape)
-    header = "channel sign rank file offset_s class activation purity regions".split()
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(header)
-        for one in (positive, explainer.negative):
-            clip, activation, purity, location = (
-                np.asarray(a)
-                for a in (one.clip, one.activation, one.purity, one.location)
-            )
-            for channel, rank in np.ndindex(clip.shape):
-                at = channel, rank
-                source = explainer.clips[clip[at]]
-                areas = explainer.areas(grid, location[at])
-                writer.writerow(
-                    [
-                        channel,
-                        one.sign,
-                        rank + 1,
-                        source.path,
-                        f"{source.offset_s:.3f}",
-                        explainer.classifier.class_names[source.label],
-                        f"{activation[at]:.6g}",
-                        f"{purity[at]:.4f}",
-                        "; ".join(str(area) for area in areas),
-                    ]
-                )
 
 
 def _report(results: dict[str, Any], output: Path) -> str:
@@ -577,29 +491,6 @@ def _report(results: dict[str, Any], output: Path) -> str:
         )
     lines.append(f"written to  {output}")
     return "\n".join(lines)
-
-
-def _plain(value: Any) -> Any:
-    """A config as JSON knows it."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)
-        }
-    return str(value) if isinstance(value, Path) else value
-
-
-def _versions() -> dict[str, str]:
-    packages = ("apex-jax", "jax", "flax", "optax", "numpy", "librosa", "scikit-learn")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), **found}
-
-
-def _write_json(file: Path, content: Any) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _say(message: str) -> None:
-    print(message, flush=True)
 
 
 def cli() -> None:

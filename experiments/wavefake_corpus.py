@@ -9,7 +9,10 @@ A clip's group is its sentence, so real and fake of one sentence stay in one spl
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from apex_jax import data
 
@@ -98,3 +101,90 @@ def _clips(folder: Path, label: int) -> tuple[data.Clip, ...]:
         for file in sorted(folder.glob("*.wav"))
         if not file.name.startswith(".")
     )
+
+
+def held_out(
+    sentences: list[str], num_test: int | None, num_validation: int | None
+) -> tuple[list[str], list[str]]:
+    """Sentences to test on and to validate on.
+
+    The paper's protocol where there are enough: the first 1,000 in file-name order,
+    and the next 1,000. A small copy gives a fifth to each, taken evenly from the whole
+    order, since its vocoders need not cover the same sentences.
+    """
+    enough = len(sentences) >= 3 * PAPER_SPLIT
+    if num_test is None:
+        num_test = PAPER_SPLIT if enough else max(1, len(sentences) // 5)
+    if num_validation is None:
+        num_validation = num_test
+    if min(num_test, num_validation) < 1 or num_test + num_validation >= len(sentences):
+        raise ValueError(
+            f"--test-sentences {num_test} and --validation-sentences {num_validation} "
+            "must each be at least 1 and leave some to train on; the corpus has "
+            f"{len(sentences)} sentences"
+        )
+    held = num_test + num_validation
+    if enough:
+        return sentences[:num_test], sentences[num_test:held]
+    spread = [sentences[i * len(sentences) // held] for i in range(held)]
+    # Test and validation take turns along the order, in proportion.
+    is_test = [(i + 1) * num_test // held > i * num_test // held for i in range(held)]
+    test = [s for s, chosen in zip(spread, is_test, strict=True) if chosen]
+    return test, [s for s in spread if s not in test]
+
+
+def split(
+    corpus: Corpus,
+    vocoder: str,
+    *,
+    num_test: int | None,
+    num_validation: int | None,
+    cut: Callable[[Sequence[data.Clip]], list[data.Clip]],
+) -> data.Splits:
+    """Clips to train on (one vocoder), to validate on (the same), to test on (all).
+
+    Args:
+      corpus: the copy.
+      vocoder: to train on.
+      num_test: sentences, see `held_out`.
+      num_validation: sentences, see `held_out`.
+      cut: from files to clips.
+
+    Raises:
+      ValueError: a split would lack real or vocoded clips.
+    """
+    sentences = corpus.sentences
+    test, validation = (
+        set(part) for part in held_out(sentences, num_test, num_validation)
+    )
+    held = test | validation
+    seen = (*corpus.real, *corpus.fake[vocoder])
+    everything = (*corpus.real, *(c for clips in corpus.fake.values() for c in clips))
+    splits = data.Splits(
+        train=cut([clip for clip in seen if clip.group not in held]),
+        validation=cut([clip for clip in seen if clip.group in validation]),
+        test=cut([clip for clip in everything if clip.group in test]),
+    )
+    for name, part in zip(("train", "validate"), splits[:2], strict=True):
+        if {clip.label for clip in part} != {0, 1}:
+            raise ValueError(
+                f"to {name} on {vocoder} takes real and vocoded clips, and the "
+                f"sentences for it have only {len(part)} clips of one kind; choose "
+                "other --test-sentences or --validation-sentences"
+            )
+    return splits
+
+
+def rows_by_vocoder(
+    clips: Sequence[data.Clip], corpus: Corpus
+) -> dict[str, np.ndarray]:
+    """Positions of the clips that test each vocoder: all real ones and its own."""
+    by_path = {
+        str(clip.path): name for name, fakes in corpus.fake.items() for clip in fakes
+    }
+    made_by = [by_path.get(str(clip.path)) for clip in clips]
+    return {
+        name: np.array([i for i, who in enumerate(made_by) if who in (None, name)])
+        for name in corpus.fake
+        if name in made_by
+    }
