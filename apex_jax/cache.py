@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -149,9 +150,12 @@ def fingerprint(
 ) -> dict[str, str]:
     """Digests of all that cached features depend on: weights, front end, clips.
 
+    "weights" are the arrays, the network's settings and the function that runs it.
     A clip counts by its path, offset, and its file's size and time of modification.
     """
-    weights = hashlib.sha256(classifier.forward_fn.__qualname__.encode())
+    structure = f"{classifier.forward_fn} {jax.tree.structure(classifier.params)}"
+    # What the network's modules are set to, less where in memory functions lie.
+    weights = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", structure).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(
         (classifier.params, classifier.head)
     ):
@@ -276,9 +280,13 @@ def _open_index(
     remedy = "delete the folder or name another one"
     try:
         index = json.loads(file.read_text())
-        version, found = index["version"], index["fingerprint"]
+        version = index["version"]
+        if version == VERSION:
+            for name in ("content", "clips_done", "shards", "skipped"):
+                index[name]
+            found = dict(index["fingerprint"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"{file} is damaged ({error}); {remedy}") from error
+        raise CacheError(f"{file} is damaged ({error!r}); {remedy}") from error
     if version != VERSION:
         raise CacheError(
             f"the cache in {directory} has format {version}, not {VERSION}; {remedy}"
