@@ -23,7 +23,7 @@ from apex_jax import audio, cache, data, progress
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 
-MIN_STEPS = 200
+MIN_STEPS = 300
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Config:
 
     Attributes:
       epochs: passes over the training clips; None for as many as make about
-        `MIN_STEPS` steps, but at least 12: a few clips need many epochs.
+        `MIN_STEPS` steps, but at least 16: a few clips need many epochs.
       batch_size: clips a step over all devices.
       learning_rate: the largest.
       weight_decay: on kernels only.
@@ -42,18 +42,25 @@ class Config:
     """
 
     epochs: int | None = None
-    batch_size: int = 32
-    learning_rate: float = 2e-3
+    batch_size: int = 16
+    learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup: float = 0.1
     clip_norm: float = 1.0
     random_crop: bool = True
 
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot work."""
+        for name in ("epochs", "batch_size", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:  # NaN included
+                raise ValueError(f"{name} must be positive; got {value}")
+
     def num_epochs(self, steps_per_epoch: int) -> int:
         """Passes over the clips when one takes `steps_per_epoch` steps."""
         if self.epochs is not None:
             return self.epochs
-        return max(12, math.ceil(MIN_STEPS / steps_per_epoch))
+        return max(16, math.ceil(MIN_STEPS / steps_per_epoch))
 
     def optimiser(self, num_steps: int) -> optax.GradientTransformation:
         """The optimiser for a run of `num_steps` steps."""
@@ -158,9 +165,11 @@ def fit(
       The network of the epoch with the lowest validation loss, and all epochs.
 
     Raises:
-      ValueError: no clips, or the loss is no longer finite.
+      ValueError: no clips, a setting that cannot work, or a loss that is no longer
+        finite.
     """
     config = Config() if config is None else config
+    config.check()
     mesh = mesh_lib.make() if mesh is None else mesh
     skip_log = data.SkipLog(strict=True) if skip_log is None else skip_log
     if not clips or not validation:
@@ -214,11 +223,13 @@ def fit(
         losses = []
         epochs.append(report)
         on_epoch(report)
-        if not math.isfinite(report.train_loss):
-            raise ValueError(
-                f"the training loss is {report.train_loss} in epoch {report.epoch}: "
-                f"lower learning_rate, now {config.learning_rate:g}"
-            )
+        for name in ("train", "validation"):
+            loss = getattr(report, f"{name}_loss")
+            if not math.isfinite(loss):
+                raise ValueError(
+                    f"the {name} loss is {loss} in epoch {report.epoch}: "
+                    f"lower learning_rate, now {config.learning_rate:g}"
+                )
         if report.validation_loss < best_loss:
             best = jax.tree.map(jnp.copy, model)
             best_loss = report.validation_loss
