@@ -40,7 +40,7 @@ def forward(model, waveform):
     return spectrogram, *convnext.forward(model, spectrogram)
 
 
-def classifier_of(config=CONFIG, seed=0):
+def classifier_of(config=CONFIG, seed=0, class_names=NAMES):
     """A network in which every array matters: a new one's blocks add 1e-6."""
     rng = np.random.default_rng(seed)
     arrays = {
@@ -48,7 +48,7 @@ def classifier_of(config=CONFIG, seed=0):
         for name, array in convnext.named_arrays(convnext.abstract(config)).items()
     }
     model = convnext.from_named_arrays(config, arrays)
-    return convnext.as_classifier(model, NAMES[: config.num_classes])
+    return convnext.as_classifier(model, class_names)
 
 
 def write_clips(folder, num_clips=NUM_CLIPS, num_classes=3):

@@ -1,0 +1,311 @@
+"""Training: gradients clip by clip, two tones learned, which epoch is returned."""
+
+import functools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import test_cache
+
+from apex_jax import audio, data, train
+from apex_jax.models import convnext
+
+FRONT_END = test_cache.FRONT_END
+CONFIG = convnext.ConvNeXtConfig(depths=(2,), dims=(8,), num_classes=2)
+NAMES = ("low", "high")
+mesh_of = test_cache.mesh_of
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """19 of two tones: the last batch of 8 is ragged."""
+    return test_cache.write_clips(
+        tmp_path_factory.mktemp("tones"), num_clips=19, num_classes=2
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_optimiser_a_config():
+    """So that runs of the same settings share what is compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            train.Config, "optimiser", functools.cache(train.Config.optimiser)
+        )
+        yield
+
+
+@pytest.fixture
+def model():
+    return test_cache.classifier_of(CONFIG, class_names=NAMES).params
+
+
+def fit(model, clips, validation=None, **options):
+    settings = {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3}
+    config = train.Config(**settings | options.pop("config", {}))
+    options = {"mesh": mesh_of(1), "class_names": NAMES, **options}
+    return train.fit(
+        model, clips, validation or clips[:4], FRONT_END, config=config, **options
+    )
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps_per_epoch", "expected"),
+    [(7, 1, 7), (None, 1, 200), (None, 3, 67), (None, 16, 13), (None, 345, 12)],
+)
+def test_num_epochs(epochs, steps_per_epoch, expected):
+    assert train.Config(epochs=epochs).num_epochs(steps_per_epoch) == expected
+
+
+def test_weight_decay_is_on_kernels_alone(model):
+    """Biases of stacked blocks are matrices, and must not decay all the same."""
+    config = train.Config(learning_rate=0.5, weight_decay=0.1, warmup=0.5)
+    optimiser = config.optimiser(4)
+
+    @jax.jit
+    def second_update(model):
+        nothing = jax.tree.map(jnp.zeros_like, model)
+        _, state = optimiser.update(nothing, optimiser.init(model), model)  # rate 0
+        return optimiser.update(nothing, state, model)[0]  # half the rate
+
+    updates = second_update(model)
+    before = convnext.named_arrays(model)
+    decayed = set()
+    for name, update in convnext.named_arrays(updates).items():
+        if name.endswith("kernel"):
+            np.testing.assert_allclose(
+                update, -0.25 * 0.1 * np.asarray(before[name]), rtol=1e-5
+            )
+            decayed.add(name)
+        else:
+            assert not np.any(np.asarray(update)), name
+    assert {"stem.kernel", "stages.0.blocks.depthwise.kernel", "head.kernel"} <= decayed
+    assert before["stages.0.blocks.expand.bias"].ndim == 2
+
+
+def test_rate_rises_and_falls(model):
+    """Adam's first steps on a gradient of ones are the rate itself."""
+    config = train.Config(
+        learning_rate=0.2, weight_decay=0.0, warmup=0.25, clip_norm=1e9
+    )
+    optimiser, params = config.optimiser(8), {"w": jnp.zeros(3)}
+    state, rates = optimiser.init(params), []
+    for _ in range(9):
+        update, state = optimiser.update({"w": jnp.ones(3)}, state, params)
+        rates.append(-float(update["w"][0]))
+    expected = [0, 0.1]
+    expected += [0.2 * (1 + math.cos(math.pi * n / 6)) / 2 for n in range(7)]
+    np.testing.assert_allclose(rates, expected, atol=1e-5)
+
+
+# --- one step
+
+
+def test_cross_entropy_by_hand(rng):
+    logits = rng.normal(size=(5, 3)).astype(np.float32)
+    label, valid = np.array([0, 2, 1, 1, 0]), np.array([1, 0, 1, 1, 0], bool)
+    losses = [
+        math.log(sum(math.exp(x) for x in row)) - row[c]
+        for row, c, counts in zip(logits, label, valid, strict=True)
+        if counts
+    ]
+    loss = train.cross_entropy(*map(jnp.asarray, (logits, label, valid)))
+    assert float(loss) == pytest.approx(sum(losses) / 3, rel=1e-5)
+    none = jnp.zeros(5, bool)
+    assert (
+        float(train.cross_entropy(jnp.asarray(logits), jnp.asarray(label), none)) == 0
+    )
+
+
+@functools.cache
+def descent():
+    return optax.sgd(1.0)
+
+
+def step(model, waveform, label, valid, num_devices):
+    """A step down the very gradient; `model` is kept."""
+    model = jax.tree.map(jnp.copy, model)
+    state = descent().init(model)
+    moved, _, loss = train.step(
+        model,
+        state,
+        *(jnp.asarray(a) for a in (waveform, label, valid)),
+        optimiser=descent(),
+        front_end=FRONT_END,
+        mesh=mesh_of(num_devices),
+    )
+    return moved, float(loss)
+
+
+@jax.jit
+def gradient_of_one(model, waveform, label):
+    def loss(model):
+        logits = model(audio.spectrogram(FRONT_END, waveform[None]))[0]
+        return -jax.nn.log_softmax(logits)[label]
+
+    return jax.value_and_grad(loss)(model)
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_the_gradient_is_the_mean_over_valid_clips(num_devices, model, clips):
+    """Unread clips and padding hold noise here: they must not count at all."""
+    rng = np.random.default_rng(3)
+    waveform = rng.normal(size=(8, FRONT_END.num_samples)).astype(np.float32)
+    valid = np.array([1, 1, 0, 1, 0, 1, 1, 0], bool)
+    label = np.array([0, 1, 1, 1, 0, 0, 1, 0], np.int32)
+    for n in np.flatnonzero(valid):
+        waveform[n] = test_cache.waveform_of(clips[n])
+    found = [
+        gradient_of_one(model, waveform[n], label[n]) for n in np.flatnonzero(valid)
+    ]
+    loss = np.mean([float(one) for one, _ in found])
+    mean = jax.tree.map(lambda *g: sum(g) / len(g), *(g for _, g in found))
+    moved, reported = step(model, waveform, label, valid, num_devices)
+    assert reported == pytest.approx(loss, rel=1e-5)
+    chex.assert_trees_all_close(
+        jax.tree.map(jnp.subtract, model, moved), mean, rtol=1e-3, atol=2e-5
+    )
+
+
+def test_a_batch_without_a_valid_clip_moves_nothing(model):
+    noise = np.random.default_rng(0).normal(size=(8, FRONT_END.num_samples))
+    nothing = np.zeros(8, bool)
+    moved, loss = step(model, noise.astype("f4"), np.zeros(8, "i4"), nothing, 1)
+    assert loss == 0
+    chex.assert_trees_all_equal(moved, model)
+
+
+# --- whole runs
+
+
+def test_two_tones_are_learned(model, clips):
+    seen, reported = [], []
+    best, epochs = fit(
+        model,
+        clips[:15],
+        clips[15:],
+        config={"epochs": 12, "learning_rate": 3e-2},
+        on_progress=seen.append,
+        on_epoch=reported.append,
+    )
+    assert reported == epochs
+    assert [e.epoch for e in epochs] == list(range(1, 13))
+    assert sum(seen) == 12 * 15
+    assert epochs[-1].train_loss < 0.5 * epochs[0].train_loss
+    lowest = min(epochs, key=lambda e: e.validation_loss)
+    assert lowest.validation_accuracy == 1
+    # The best network is the one returned: its loss once more, clip by clip.
+    losses = [
+        float(gradient_of_one(best, test_cache.waveform_of(c), np.int32(c.label))[0])
+        for c in clips[15:]
+    ]
+    assert lowest.validation_loss == pytest.approx(np.mean(losses), rel=1e-3, abs=1e-6)
+    # And the one it began with is still there.
+    assert np.isfinite(np.asarray(model.head.bias)).all()
+
+
+def test_the_seed_decides_and_devices_do_not(model, clips):
+    def run(seed, num_devices):
+        return fit(model, clips, seed=seed, mesh=mesh_of(num_devices))
+
+    one, first = run(5, 1)
+    again, second = run(5, 1)
+    chex.assert_trees_all_equal(one, again)
+    assert first == second
+    _, other = run(6, 1)
+    assert other != first
+    eight, third = run(5, 8)
+    chex.assert_trees_all_close(eight, one, atol=2e-3)
+    for mine, theirs in zip(first, third, strict=True):
+        assert mine.train_loss == pytest.approx(theirs.train_loss, rel=1e-3)
+        assert mine.validation_loss == pytest.approx(theirs.validation_loss, rel=1e-2)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def plus_one(model):
+    return jax.tree.map(lambda a: a + 1, model)
+
+
+def scripted(monkeypatch, losses, train_loss=1.0):
+    """Replaces a step by adding 1 to every weight, and validation by `losses`."""
+    left = iter(losses)
+
+    def step(model, state, *, waveform, label, valid, **_):
+        return plus_one(model), state, jnp.float32(train_loss)
+
+    def validate(model, clips, front_end, *, epoch, train_loss, **_):
+        return train.Epoch(
+            epoch=epoch,
+            train_loss=train_loss,
+            validation_loss=next(left),
+            validation_accuracy=0.5,
+        )
+
+    monkeypatch.setattr(train, "step", step)
+    monkeypatch.setattr(train, "_validate", validate)
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"), [((3, 2, 4, 2), 2), ((1, 2, 3, 4), 1), ((4, 3, 2, 1), 4)]
+)
+def test_the_epoch_with_the_lowest_validation_loss(
+    losses, best, model, clips, monkeypatch
+):
+    scripted(monkeypatch, map(float, losses))
+    before = np.asarray(model.head.bias)
+    found, epochs = fit(model, clips, config={"epochs": 4})
+    assert [e.validation_loss for e in epochs] == list(losses)
+    np.testing.assert_allclose(found.head.bias, before + 3 * best, rtol=1e-6)
+
+
+def test_the_first_of_equal_epochs(model, clips, monkeypatch):
+    scripted(monkeypatch, [2.0, 1.0, 1.0])
+    before = np.asarray(model.head.bias)
+    found, _ = fit(model, clips, config={"epochs": 3})
+    np.testing.assert_allclose(found.head.bias, before + 6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_validation_loss_that_is_not_finite(loss, model, clips, monkeypatch):
+    scripted(monkeypatch, [loss])
+    with pytest.raises(ValueError, match=r"validation loss .* in epoch 1.*0\.003"):
+        fit(model, clips)
+
+
+def test_a_training_loss_that_is_not_finite(model, clips, monkeypatch):
+    scripted(monkeypatch, [1.0], train_loss=math.nan)
+    with pytest.raises(ValueError, match="train loss is nan in epoch 1: lower learn"):
+        fit(model, clips)
+
+
+def test_nothing_to_train_or_validate_on(model, clips):
+    with pytest.raises(ValueError, match="got 0 and 4"):
+        fit(model, (), clips[:4])
+    with pytest.raises(ValueError, match="got 19 and 0"):
+        train.fit(model, clips, (), FRONT_END, class_names=NAMES)
+
+
+def test_bad_files_are_skipped_unless_that_is_all(model, clips, tmp_path):
+    bad = data.Clip(path=tmp_path / "absent.wav", label=1)
+    log = data.SkipLog()
+    _, epochs = fit(model, (*clips[:18], bad), (bad, *clips[:3]), skip_log=log)
+    assert [path for path, _ in log.entries()] == [str(bad.path)]
+    assert math.isfinite(epochs[-1].validation_loss)
+    with pytest.raises(ValueError, match="none of the 1 validation clips"):
+        fit(model, clips, (bad,), skip_log=log)
+    with pytest.raises(audio.AudioError, match=r"absent\.wav"):
+        fit(model, (bad,), clips[:2])
+
+
+@pytest.mark.parametrize(
+    "config", [{"batch_size": 0}, {"epochs": 0}, {"learning_rate": -1.0}]
+)
+def test_impossible_settings(config, model, clips):
+    with pytest.raises(ValueError, match=rf"{next(iter(config))} must be positive"):
+        fit(model, clips, config=config)
