@@ -495,6 +495,10 @@ def _report(results: dict[str, Any], output: Path) -> str:
     return "\n".join(lines)
 
 
+def _say(message: str) -> None:
+    print(message, flush=True)
+
+
 def cli() -> None:
     """The command line: a clear line instead of a traceback for what users cause."""
     config = tyro.cli(Config, description=__doc__)
