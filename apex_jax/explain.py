@@ -30,10 +30,20 @@ from apex_jax import (
     disentangle,
     evidence,
     explanation,
+    frontend,
     schemes,
 )
 from apex_jax import classifier as classifier_lib
 from apex_jax.models import convnext
+
+
+def _count(name: str, value: int | None, usual: int, most: int) -> int:
+    """`value` if it is possible; where nothing was asked, the usual or all."""
+    if value is None:
+        return min(usual, most)
+    if not 0 < value <= most:
+        raise ValueError(f"{name} must be between 1 and {most}; got {value}")
+    return value
 
 
 @jax.jit
@@ -122,9 +132,9 @@ class Explainer:
         sound: str | Path | Float[np.ndarray, " sample"],
         *,
         offset_s: float = 0.0,
-        target: str | int | None = None,
-        num_channels: int = 4,
-        num_prototypes: int = 5,
+        target: str | int | np.integer | None = None,
+        num_channels: int | None = None,
+        num_prototypes: int | None = None,
         sign: bank.Sign = "positive",
     ) -> explanation.Explanation:
         """Explains a clip.
@@ -134,8 +144,8 @@ class Explainer:
             `front_end.clip_s` long: longer sounds are cut, shorter ones padded.
           offset_s: where in the file, or the waveform, the clip starts.
           target: name or index of the class to explain; None for the predicted one.
-          num_channels: top channels.
-          num_prototypes: training clips beside each.
+          num_channels: top channels; None for 4, or all where there are fewer.
+          num_prototypes: training clips beside each; None for 5, or all.
           sign: "positive" for the clips that excite a channel most.
 
         Raises:
@@ -152,13 +162,13 @@ class Explainer:
         head = self.transform.compensate(self.classifier.head)
         pooled = classifier_lib.pool(feature_map)
         share = np.asarray(_rank(self.transform, head, pooled, wanted[None])[0])
+        if sign not in get_args(bank.Sign):
+            raise ValueError(f"sign must be positive or negative; got {sign!r}")
         chosen_bank = self.positive if sign == "positive" else self.negative
-        for name, value, most in (
-            ("num_channels", num_channels, len(share)),
-            ("num_prototypes", num_prototypes, chosen_bank.clip.shape[1]),
-        ):
-            if not 0 < value <= most:
-                raise ValueError(f"{name} must be between 1 and {most}; got {value}")
+        num_channels = _count("num_channels", num_channels, 4, len(share))
+        num_prototypes = _count(
+            "num_prototypes", num_prototypes, 5, chosen_bank.clip.shape[1]
+        )
         # A stable sort: equal contributions go to the lowest channel.
         top = np.argsort(-share, kind="stable")[:num_channels]
 
@@ -205,7 +215,7 @@ class Explainer:
         return schemes.Grid.of(map_shape, shape, self.classifier.stride)
 
     def areas(
-        self, grid: schemes.Grid, location: np.ndarray
+        self, grid: schemes.Grid, location: Int[Array | np.ndarray, "2"]
     ) -> tuple[explanation.Area, ...]:
         """The region at a location, in pixels, seconds and hertz."""
         found = []
@@ -228,29 +238,45 @@ class Explainer:
     ) -> tuple[str, np.ndarray]:
         if isinstance(sound, str | Path):
             return str(sound), audio.load_clip(sound, self.front_end, offset_s)
-        waveform = np.asarray(sound, np.float32)
+        if not np.issubdtype(sound.dtype, np.floating):
+            raise ValueError(
+                "a waveform must be floating point with full scale 1; got "
+                f"{sound.dtype}"
+            )
+        waveform = sound.astype(np.float32)
         if waveform.ndim != 1:
             raise ValueError(
                 f"a waveform must be one channel, [sample]; got shape {waveform.shape}"
             )
-        if not np.isfinite(waveform).all():
-            raise ValueError("a waveform must be finite; got NaN or infinity")
+        # Written so that NaN is caught too.
+        if not (np.abs(waveform) <= frontend.LARGEST_SAMPLE).all():
+            raise ValueError(
+                "a waveform must be finite and of magnitude up to "
+                f"{frontend.LARGEST_SAMPLE:g} (full scale is 1); got NaN, infinity or "
+                "more"
+            )
         start = round(offset_s * self.front_end.sample_rate)
         if not 0 <= start < len(waveform):
             raise ValueError(
                 f"offset_s must lie within the waveform of {len(waveform)} samples; "
                 f"got {offset_s} s, sample {start}"
             )
+        window = self.front_end.win_length or self.front_end.n_fft
+        if len(waveform) - start < window:
+            raise ValueError(
+                f"the waveform is too short: {len(waveform) - start} samples from "
+                f"{offset_s:g} s; one analysis window takes {window}"
+            )
         return "waveform", audio.fit_length(
             waveform[start:], self.front_end.num_samples
         )
 
-    def _class_index(self, target: str | int) -> int:
+    def _class_index(self, target: str | int | np.integer) -> int:
         names = self.classifier.class_names
         if isinstance(target, str) and target in names:
             return names.index(target)
-        if isinstance(target, int) and 0 <= target < len(names):
-            return target
+        if isinstance(target, int | np.integer) and 0 <= target < len(names):
+            return int(target)
         raise ValueError(f"target must be one of {', '.join(names)}; got {target!r}")
 
     def _prototypes(
