@@ -76,8 +76,11 @@ class Classifier:
 
 
 def pool(feature_map: Float[Array, "*batch freq time chan"]) -> jax.Array:
-    """Global average pooling: the mean over rows and columns, `[*batch, chan]`."""
-    return jnp.mean(feature_map, axis=(-3, -2))
+    """Global average pooling, `[*batch, chan]`: the mean over rows and columns.
+
+    In float32 whatever the map's dtype: the pooled vector is on the invariance path.
+    """
+    return jnp.mean(feature_map, axis=(-3, -2), dtype=jnp.float32)
 
 
 def fold_layer_norm(

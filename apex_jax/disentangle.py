@@ -94,9 +94,9 @@ def from_generator(
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(transform)):
         norm = float(jnp.max(jnp.sum(jnp.abs(generator), axis=0)))
         raise InvarianceError(
-            f"expm(A) is not finite in float32: the largest column sum of |A| is "
-            f"{norm:.3g}, and float32 holds the exponential up to about 80. Lower the "
-            "learning rate of the optimisation."
+            "expm(A) or its inverse is not finite in float32; the largest column sum "
+            f"of |A| is {norm:.3g}, where 10 is usual. Lower the learning rate of the "
+            "optimisation."
         )
     return transform
 
@@ -175,6 +175,11 @@ class Audit:
         )
 
 
+def _decision(logits: np.ndarray) -> np.ndarray:
+    """The most likely class of each clip; for a single logit, its sign."""
+    return logits[:, 0] > 0 if logits.shape[1] == 1 else np.argmax(logits, axis=1)
+
+
 def audit(
     transform: Transform,
     head: classifier_lib.LinearHead,
@@ -206,7 +211,7 @@ def audit(
     with np.errstate(invalid="ignore"):
         error = np.nan_to_num(np.abs(after - before), nan=math.inf, posinf=math.inf)
         spread = float(np.sqrt(np.mean(np.var(before, axis=0))))
-    changed = np.argmax(after, axis=1) != np.argmax(before, axis=1)
+    changed = _decision(after) != _decision(before)
     matrix = np.asarray(transform.matrix, np.float64)
     return Audit(
         num_clips=len(before),

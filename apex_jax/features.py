@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from apex_jax import classifier as classifier_lib
+from apex_jax import disentangle, schemes
 from apex_jax import mesh as mesh_lib
-from apex_jax import schemes
 
 
 @jax.tree_util.register_dataclass
@@ -41,6 +41,12 @@ class Features:
     def map_shape(self) -> tuple[int, int]:
         """`(F, T)` of the feature maps."""
         return (self.views.rows.shape[1], self.views.columns.shape[1])
+
+    def moved(self, base: disentangle.Transform) -> Features:
+        """The features in other coordinates, `P (Z - mu)`: averages move alike."""
+        return dataclasses.replace(
+            self, pooled=base(self.pooled), views=jax.tree.map(base, self.views)
+        )
 
     def to_mesh(self, mesh: Mesh) -> Features:
         """Spread over the devices, padded to a multiple of their number."""

@@ -60,11 +60,11 @@ class Views:
 def views(
     feature_map: Float[Array, "*batch freq time chan"], *, keep_cells: bool
 ) -> Views:
-    """The marginals of a feature map, and the map where `keep_cells`."""
+    """The marginals of a feature map, and the map where `keep_cells`; float32."""
     return Views(
-        rows=jnp.mean(feature_map, axis=-2),
-        columns=jnp.mean(feature_map, axis=-3),
-        cells=feature_map if keep_cells else None,
+        rows=jnp.mean(feature_map, axis=-2, dtype=jnp.float32),
+        columns=jnp.mean(feature_map, axis=-3, dtype=jnp.float32),
+        cells=feature_map.astype(jnp.float32) if keep_cells else None,
     )
 
 

@@ -19,7 +19,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -28,12 +28,12 @@ from flax import nnx
 
 from apex_jax import (
     audio,
-    bank,
     cache,
     checkpoint,
     data,
     disentangle,
     explain,
+    fit,
     masking,
     metrics,
     optimize,
@@ -42,11 +42,14 @@ from apex_jax import (
     schemes,
     train,
 )
-from apex_jax import features as features_lib
+from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 from experiments import demo_corpus, records, vocoders, wavefake_corpus
 
+HELP = """Explains a detector of vocoded speech with APEX.
+
+Without --data-dir it runs on a synthetic demo corpus."""
 DEMO_TRAIN_ON = "mel80_griffin_lim"  # mel spectrogram to wave, as HiFi-GAN does
 LAYER_SCALE = 1.0  # 1e-6, made for 300 epochs on ImageNet, hardly trains in 16
 FAKE = wavefake_corpus.CLASS_NAMES.index("fake")
@@ -149,35 +152,14 @@ def main(config: Config) -> dict[str, Any]:
             )
             for name, clips in (("train", splits.train), ("test", splits.test))
         }
-    features = cached["train"].features.to_mesh(mesh)
-
     with stages("optimise"):
-        generator, history = _optimise(config, key, features, scheme, mesh)
-        transform = disentangle.from_generator(generator)
-        test = cached["test"].features
+        fitted = _fit(config, key, classifier, cached["train"], front_end, scheme, mesh)
+        explainer, history = fitted.explainer, fitted.history
+        transform, test = explainer.transform, cached["test"].features
+        # Clips that U was not learned on have to keep their predictions too.
         invariance = disentangle.audit(
             transform, classifier.head, test.pooled, test.logits
         ).check()
-    with stages("bank"):
-        banks = {
-            sign: bank.build(
-                transform,
-                features,
-                scheme=scheme,
-                num_prototypes=config.optimise.prototypes_end,
-                sign=sign,
-                mesh=mesh,
-            )
-            for sign in get_args(bank.Sign)
-        }
-    explainer = explain.Explainer(
-        classifier=classifier,
-        transform=transform,
-        positive=banks["positive"],
-        negative=banks["negative"],
-        clips=cached["train"].clips,
-        front_end=front_end,
-    )
     explain.save(output, explainer, overwrite=True)
     records.write_bank(output / "bank.csv", explainer)
 
@@ -355,17 +337,21 @@ def _features(directory: Path, classifier, clips, front_end, **options) -> cache
             return cache.build(directory, classifier, clips, front_end, **options)
 
 
-def _optimise(
+def _fit(
     config: Config,
     key: jax.Array,
-    features: features_lib.Features,
+    classifier: classifier_lib.Classifier,
+    cached: cache.Cached,
+    front_end: audio.FrontEnd,
     scheme: schemes.Scheme,
     mesh: jax.sharding.Mesh,
-) -> tuple[jax.Array, optimize.History]:
+) -> fit.Fit:
     with progress.bar("optimise U", config.optimise.epochs, "epoch") as on_progress:
-        return optimize.fit(
+        return fit.explainer(
             key,
-            features,
+            classifier,
+            cached,
+            front_end,
             scheme,
             config=config.optimise,
             mesh=mesh,
@@ -379,11 +365,12 @@ def _eers(
     """EER in percent of each vocoder, None without clips, and their mean, `aeer`."""
     label = np.array([clip.label for clip in clips])
     score = logits[:, FAKE] - logits[:, 1 - FAKE]
-    percent: dict[str, float] = {
-        name: 100 * metrics.equal_error_rate(label[at], score[at])
+    percent = {
+        name: 100 * metrics.equal_error_rate(label[at], score[at]) if len(at) else None
         for name, at in rows.items()
     }
-    return {**percent, "aeer": float(np.mean(list(percent.values())))}
+    known = [value for value in percent.values() if value is not None]
+    return {**percent, "aeer": float(np.mean(known)) if known else None}
 
 
 def _masking(
@@ -413,7 +400,7 @@ def _masking(
     read = [clips[i] for i in study.index]
     rows = wavefake_corpus.rows_by_vocoder(read, corpus)
     draws = [_eers(logits, read, rows) for logits in study.random]
-    names = list(draws[0]) if draws else []
+    names = [name for name, value in draws[0].items() if value is not None]
     table = np.array([[draw[name] for name in names] for draw in draws])
     return {
         "none": _eers(study.none, read, rows),
@@ -466,11 +453,10 @@ def _report(results: dict[str, Any], output: Path) -> str:
     ]
     for name, value in eer["classifier"].items():
         clips = results["corpus"]["vocoders"].get(name, "")
-        spread = (
-            f"{random['mean'][name]:.1f} ± {random['std'][name]:.1f}"
-            if random["mean"]
-            else "-"
-        )
+        if value is None:
+            lines.append(f"{name:24}{clips:>6}{'no test clips':>18}")
+            continue
+        spread = f"{random['mean'][name]:.1f} ± {random['std'][name]:.1f}"
         lines.append(
             f"{name:24}{clips:>6}{value:12.1f}{eer['apex'][name]:6.1f}"
             f"{spread:>16}{masked['apex'][name]:12.1f}"
@@ -501,7 +487,7 @@ def _say(message: str) -> None:
 
 def cli() -> None:
     """The command line: a clear line instead of a traceback for what users cause."""
-    config = tyro.cli(Config, description=__doc__)
+    config = tyro.cli(Config, description=HELP)
     try:
         main(config)
     except (ValueError, OSError) as error:

@@ -178,13 +178,20 @@ def split(
 def rows_by_vocoder(
     clips: Sequence[data.Clip], corpus: Corpus
 ) -> dict[str, np.ndarray]:
-    """Positions of the clips that test each vocoder: all real ones and its own."""
+    """Positions of the clips that test each vocoder: all real ones and its own.
+
+    Empty for a vocoder that has no clips among these.
+    """
     by_path = {
         str(clip.path): name for name, fakes in corpus.fake.items() for clip in fakes
     }
     made_by = [by_path.get(str(clip.path)) for clip in clips]
     return {
-        name: np.array([i for i, who in enumerate(made_by) if who in (None, name)])
+        name: np.array(
+            [i for i, who in enumerate(made_by) if who in (None, name)]
+            if name in made_by
+            else [],
+            dtype=int,
+        )
         for name in corpus.fake
-        if name in made_by
     }
