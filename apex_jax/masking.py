@@ -155,6 +155,9 @@ def study(
       mesh: devices; None for all.
       skip_log: notes clips that cannot be read; None raises at the first.
       on_progress: told how many clips are done.
+
+    Raises:
+      ValueError: no clip could be read.
     """
     mesh = mesh_lib.make() if mesh is None else mesh
     skip_log = data.SkipLog(strict=True) if skip_log is None else skip_log
@@ -190,6 +193,8 @@ def study(
         )
         on_progress(int((batch["index"] >= 0).sum()))
     index, none, apex, random, location = zip(*parts, strict=True)
+    if not sum(map(len, index)):
+        raise ValueError(f"none of the {len(clips)} clips could be read")
     return Study(
         index=np.concatenate(index),
         none=np.concatenate(none),
