@@ -43,7 +43,9 @@ class Transform:
     inverse: jax.Array
     centre: jax.Array
 
-    def __call__(self, vectors: Float[Array, "*batch chan"]) -> jax.Array:
+    def __call__(
+        self, vectors: Float[Array | np.ndarray, "*batch chan"]
+    ) -> Float[Array, "*batch chan"]:
         """Transforms vectors of the feature map, or any averages of them."""
         centre = self.centre.reshape((1,) * (vectors.ndim - 1) + (-1,))
         return jnp.matmul(vectors - centre, self.matrix.T, precision=HIGHEST)

@@ -32,8 +32,8 @@ class Features:
       num_clips: N; on a mesh the arrays are padded beyond it.
     """
 
-    pooled: jax.Array
-    logits: jax.Array
+    pooled: jax.Array | np.ndarray
+    logits: jax.Array | np.ndarray
     views: schemes.Views
     num_clips: int = dataclasses.field(metadata={"static": True})
 

@@ -52,9 +52,9 @@ class Views:
         are kept, which is all that the three marginal schemes need.
     """
 
-    rows: jax.Array
-    columns: jax.Array
-    cells: jax.Array | None = None
+    rows: jax.Array | np.ndarray
+    columns: jax.Array | np.ndarray
+    cells: jax.Array | np.ndarray | None = None
 
 
 def views(
@@ -73,7 +73,7 @@ def needs_cells(scheme: Scheme) -> bool:
     return scheme == "square"
 
 
-def _argmax(table: jax.Array, direction: jax.Array) -> jax.Array:
+def _argmax(table: jax.Array | np.ndarray, direction: jax.Array) -> jax.Array:
     scores = jnp.matmul(table, direction, precision=jax.lax.Precision.HIGHEST)
     return jnp.argmax(scores).astype(jnp.int32)  # ties: the lowest index
 
@@ -124,11 +124,12 @@ def vector(
         case "square":
             return _cells(views)[row, column]
         case "time":
-            return views.columns[column]
+            return jnp.asarray(views.columns)[column]
         case "frequency":
-            return views.rows[row]
+            return jnp.asarray(views.rows)[row]
         case "time_frequency":
-            return (views.columns[column] + views.rows[row]) / 2
+            columns, rows = jnp.asarray(views.columns), jnp.asarray(views.rows)
+            return (columns[column] + rows[row]) / 2
 
 
 def _cells(views: Views) -> jax.Array:
@@ -137,7 +138,7 @@ def _cells(views: Views) -> jax.Array:
             "the square scheme looks at single cells, but these features hold only "
             "row and column averages; build the cache with content='maps'"
         )
-    return views.cells
+    return jnp.asarray(views.cells)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

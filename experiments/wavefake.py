@@ -108,6 +108,7 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment, writes its folder, and returns `results.json`."""
+    _check(config)
     scheme = schemes.parse(config.scheme)
     corpus_name = "demo" if config.data_dir is None else config.data_dir.name
     output = config.output_dir or Path("runs") / f"{corpus_name}-{config.scheme}"
@@ -202,6 +203,24 @@ def main(config: Config) -> dict[str, Any]:
     records.write_json(output / "results.json", results)
     _say(_report(results, output))
     return results
+
+
+def _check(config: Config) -> None:
+    """Raises for what cannot work before any work is done."""
+    config.train.check()
+    config.optimise.check()
+    for name, least in (
+        ("mask_draws", 1),
+        ("batch_size", 1),
+        ("demo_utterances", 5),
+        ("windows_per_file", 1),
+        ("test_sentences", 1),
+        ("validation_sentences", 1),
+    ):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} must be at least {least}; got {value}")
 
 
 def _corpus(config: Config, output: Path) -> tuple[wavefake_corpus.Corpus, str]:
