@@ -75,10 +75,10 @@ def areas(axes: Axes, boxes: tuple[explanation.Area, ...]) -> None:
     """Draws a region's outline: square, column, row, or cross."""
     from matplotlib.patches import Rectangle
 
-    # On the very edge of the axes half of a line would be cut off.
+    # On the very edge of the axes a line would be cut in half and hidden by the frame.
     left, right = axes.get_xlim()
     bottom, top = axes.get_ylim()
-    dx, dy = 0.006 * (right - left), 0.006 * (top - bottom)
+    dx, dy = 0.01 * (right - left), 0.016 * (top - bottom)
     for area in boxes:
         (low, high), (start, end) = area.box.rows, area.box.frames
         x0, x1 = max(start - 0.5, left + dx), min(end - 0.5, right - dx)
@@ -136,13 +136,12 @@ def explained(
 
     grid = body.subplots(rows, columns, squeeze=False)
     for line, channel in zip(grid, result.channels, strict=True):
-        is_last = line is grid[-1]
         clip, heat, *others = line
         spectrogram(clip, front_end, front_end.to_db(result.spectrogram), labels=False)
         areas(clip, channel.areas)
         clip.set_ylabel(f"channel {channel.index}\n(kHz)", fontsize=9)
         spectrogram(heat, front_end, channel.heatmap, labels=False)
-        heat.images[0].set(cmap="viridis", clim=(0, 1))
+        heat.images[0].set(cmap="gray", clim=(0, 1))  # REGION stays readable
         areas(heat, channel.areas)
         clip.set_title(_where(result.scheme, channel.areas), fontsize=8)
         heat.set_title("heatmap", fontsize=8)
@@ -160,8 +159,8 @@ def explained(
             )
         for axes in line:
             axes.tick_params(labelsize=7)
-            if is_last:
-                axes.set_xlabel("time (s)", fontsize=8)
+    for axes in grid[-1]:
+        axes.set_xlabel("time (s)", fontsize=8)
     scheme = result.scheme.replace("_", "-")
     body.suptitle(
         f"{scheme} scheme: region in the clip, heatmap, and the training clips that "
