@@ -4,14 +4,15 @@ import csv
 import functools
 import json
 import math
+import pathlib
+import re
 
-import jaxtyping
 import numpy as np
 import pytest
 
 from apex_jax import audio, explain, optimize, train
 from apex_jax.models import convnext
-from experiments import demo_corpus, wavefake
+from experiments import demo_corpus, vocoders, wavefake
 
 # 24 rows x 32 frames; the network below has cells of 4 x 4 pixels.
 FRONT_END = audio.FrontEnd(
@@ -26,15 +27,6 @@ FRONT_END = audio.FrontEnd(
 NUM_PROTOTYPES = 3
 STAGES = ["corpus", "train", "features", "optimise", "evaluate", "masking", "figures"]
 TESTED = ["griffin_lim_long", "phase_jitter"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def host_arrays():
-    """Annotations say `jax.Array` where a run hands on arrays of the host."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,7 +69,7 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory, run, host_arrays, small_atto):
+def first(tmp_path_factory, run, small_atto):
     """A run's results, and its folder."""
     output = tmp_path_factory.mktemp("runs") / "first"
     return run(output), output
@@ -216,3 +208,20 @@ def test_a_second_run_in_the_same_folder_uses_the_features(first, run, capsys):
     results = run(output, weights=output / "classifier")
     assert "making it anew" not in capsys.readouterr().out
     assert results["eer"] == trained["eer"]
+
+
+def test_the_demo_and_the_example_of_the_readme(run, tmp_path, monkeypatch, capsys):
+    """Without data the demo corpus is made; the README's lines explain a clip of it."""
+    monkeypatch.chdir(tmp_path)
+    results = run(
+        None, data_dir=None, train_on=None, demo_utterances=12, windows_per_file=1
+    )
+    assert list(results["corpus"]["vocoders"]) == sorted(vocoders.VOCODERS)
+    readme = pathlib.Path(__file__).parents[1] / "README.md"
+    (example,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 12
+    capsys.readouterr()
+    exec(example, {})
+    shown = capsys.readouterr().out
+    assert re.match(r"(real|fake), logits \[", shown)
+    assert len(re.findall(r"in this clip: 0.00-0.50 s, \d+-\d+ Hz", shown)) == 3
