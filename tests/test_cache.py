@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from apex_jax import audio, cache, data, disentangle, schemes
-from apex_jax import features as features_lib
+from apex_jax import audio, cache, data, disentangle
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 
@@ -85,28 +84,6 @@ def map_of(classifier, clip):
 
 def mesh_of(num_devices):
     return mesh_lib.make(jax.devices()[:num_devices])
-
-
-@pytest.fixture(scope="module")
-def host_features():
-    """Lets `Features` hold NumPy arrays: its fields are annotated `jax.Array`."""
-    with pytest.MonkeyPatch.context() as patch:
-        for pytree in (features_lib.Features, schemes.Views):
-            patch.setattr(pytree, "__init__", unchecked(pytree))
-        yield
-
-
-def unchecked(pytree):
-    names = [field.name for field in dataclasses.fields(pytree)]
-
-    def init(self, **values):
-        for name in names:
-            object.__setattr__(self, name, values.get(name))
-
-    return init
-
-
-pytestmark = pytest.mark.usefixtures("host_features")
 
 
 @pytest.fixture(scope="module")

@@ -181,7 +181,7 @@ def test_same_seed_same_numbers(first, run, tmp_path, capsys):
     assert max(map(len, table[:-3])) <= 80
 
 
-@pytest.mark.parametrize("scheme", ["square", "time", "frequency", "time-frequency"])
+@pytest.mark.parametrize("scheme", ["square", "time", "time-frequency"])
 def test_every_scheme_explains_the_saved_classifier(scheme, first, run):
     """`--weights` trains nothing, and says of it what the first run said."""
     trained, output = first

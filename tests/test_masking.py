@@ -175,6 +175,14 @@ def test_random_masks_depend_on_the_clip_not_the_batch(network, transform, clips
     np.testing.assert_array_equal(other_key.apex, fewer.apex)
 
 
+def test_each_clip_has_cells_of_its_own(network, transform, clips):
+    """The same sound eight times: what is hidden differs, by place alone."""
+    found = study(network, transform, clips[:1] * 8)
+    np.testing.assert_allclose(found.apex, found.apex[[0] * 8], rtol=1e-5, atol=1e-5)
+    for draw in found.random:
+        assert len(np.unique(draw[:, 0].round(4))) > 2
+
+
 def test_no_draws(network, transform, clips):
     found = study(network, transform, clips[:4], draws=0)
     assert found.random.shape == (0, 4, 3)
