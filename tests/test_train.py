@@ -55,12 +55,15 @@ def fit(model, clips, validation=None, **options):
 # --- settings
 
 
-@pytest.mark.parametrize(
-    ("epochs", "steps_per_epoch", "expected"),
-    [(7, 1, 7), (None, 1, 200), (None, 3, 67), (None, 16, 13), (None, 345, 12)],
-)
-def test_num_epochs(epochs, steps_per_epoch, expected):
-    assert train.Config(epochs=epochs).num_epochs(steps_per_epoch) == expected
+def test_num_epochs():
+    """As asked, or so many that few clips get steps enough, and not too few of many."""
+    assert train.Config(epochs=7).num_epochs(1) == 7
+    default = train.Config()
+    fewest = default.num_epochs(10**6)
+    assert fewest > 10
+    for steps in (1, 3, 7, 16, 40):
+        expected = max(fewest, math.ceil(train.MIN_STEPS / steps))
+        assert default.num_epochs(steps) == expected
 
 
 def test_weight_decay_is_on_kernels_alone(model):
