@@ -86,6 +86,8 @@ class Config:
     """Clips cut from a file; by default 1, or up to 4 of fewer than 200 sentences."""
     mask_draws: int = 10
     """Random masks a clip in the masking study."""
+    examples: int = 4
+    """Explained clips to draw: a real one, one by `train_on`, then by the others."""
     batch_size: int = 32
     """Clips in the network at a time when it is not being trained."""
     demo_utterances: int = 240
@@ -175,7 +177,7 @@ def main(config: Config) -> dict[str, Any]:
         masked = _masking(config, key, explainer, splits.test, corpus, mesh, skip_log)
     with stages("figures"):
         plot.purity(history).savefig(output / "purity.png", dpi=120)
-        _examples(output / "explanations", explainer, splits.test, corpus, vocoder)
+        _examples(config, output, explainer, splits.test, corpus, vocoder)
 
     skip_log.write_csv(output / "skipped.csv")
     results = {
@@ -211,6 +213,7 @@ def _check(config: Config) -> None:
     config.optimise.check()
     for name, least in (
         ("mask_draws", 1),
+        ("examples", 0),
         ("batch_size", 1),
         ("demo_utterances", 5),
         ("windows_per_file", 1),
@@ -433,21 +436,26 @@ def _masking(
 
 
 def _examples(
-    directory: Path,
+    config: Config,
+    output: Path,
     explainer: explain.Explainer,
     clips: Sequence[data.Clip],
     corpus: wavefake_corpus.Corpus,
     vocoder: str,
 ) -> None:
-    """Explanation figures of the first test sentence: real, and by each vocoder."""
+    """Explanation figures of the first test clips: real, and by each vocoder."""
+    directory = output / "explanations"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     made_by = {str(c.path): name for name, fakes in corpus.fake.items() for c in fakes}
     first: dict[str, data.Clip] = {}
     for clip in clips:
         first.setdefault(made_by.get(str(clip.path), "real"), clip)
-    with progress.bar("figures", len(first), "figure") as on_progress:
-        for name, clip in first.items():
+    order = sorted(first, key=("real", vocoder).__contains__, reverse=True)
+    drawn = order[: config.examples]
+    with progress.bar("figures", len(drawn), "figure") as on_progress:
+        for name in drawn:
+            clip = first[name]
             try:
                 result = explainer(clip.path, offset_s=clip.offset_s)
             except audio.AudioError as error:
