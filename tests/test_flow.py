@@ -124,7 +124,7 @@ def test_files(first):
     assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3]
     assert (output / "skipped.csv").read_text().split() == ["path,reason"]
     figures = sorted((output / "explanations").glob("*.png"))
-    assert [figure.stem for figure in figures] == ["0002_real"]
+    assert [figure.stem for figure in figures] == ["0003_real"]
     for figure in (output / "purity.png", *figures):
         assert figure.read_bytes().startswith(b"\x89PNG")
     assert not list(output.rglob("*.tmp"))
