@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,8 @@ def top_clips(
     """
     if not 1 <= num <= num_clips:
         raise ValueError(f"num must be between 1 and {num_clips} clips; got {num}")
+    if sign not in get_args(Sign):
+        raise ValueError(f"sign must be positive or negative; got {sign!r}")
     direction = 1.0 if sign == "positive" else -1.0
 
     def candidates(transform, pooled):

@@ -153,16 +153,6 @@ def fingerprint(
     "weights" are the arrays, the network's settings and the function that runs it.
     A clip counts by its path, offset, and its file's size and time of modification.
     """
-    structure = f"{classifier.forward_fn} {jax.tree.structure(classifier.params)}"
-    # What the network's modules are set to, less where in memory functions lie.
-    weights = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", structure).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(
-        (classifier.params, classifier.head)
-    ):
-        array = np.asarray(leaf)
-        label = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
-        weights.update(label.encode())
-        weights.update(array.tobytes())
     listing = hashlib.sha256()
     for clip in clips:
         try:
@@ -173,10 +163,25 @@ def fingerprint(
         listing.update(f"{clip.path}\0{clip.offset_s}\0{state}\n".encode())
     settings = json.dumps(front_end.to_dict(), sort_keys=True)
     return {
-        "weights": weights.hexdigest(),
+        "weights": weights_digest(classifier),
         "front end": hashlib.sha256(settings.encode()).hexdigest(),
         "clips": listing.hexdigest(),
     }
+
+
+def weights_digest(classifier: classifier_lib.Classifier) -> str:
+    """SHA-256 of the network: its arrays, settings and the function that runs it."""
+    structure = f"{classifier.forward_fn} {jax.tree.structure(classifier.params)}"
+    # What the network's modules are set to, less where in memory functions lie.
+    weights = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", structure).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+        (classifier.params, classifier.head)
+    ):
+        array = np.asarray(leaf)
+        label = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
+        weights.update(label.encode())
+        weights.update(array.tobytes())
+    return weights.hexdigest()
 
 
 def build(

@@ -182,45 +182,6 @@ def windows(
     return cut
 
 
-def split_by_group(clips: Sequence[Clip], *, validation: int, test: int) -> Splits:
-    """Splits whole groups, in the order of their names.
-
-    WaveFake's protocol: the first `test` groups (sentences) are the test set, the
-    next `validation` groups the validation set, the rest the training set.
-
-    Args:
-      clips: with their groups.
-      validation: number of groups, 0 for none.
-      test: number of groups, 0 for none.
-
-    Raises:
-      ValueError: a number is negative, or nothing is left to train on.
-    """
-    groups = sorted({clip.group for clip in clips})
-    if validation < 0 or test < 0:
-        raise ValueError(
-            f"split_by_group: validation={validation}, test={test}; they count groups "
-            "and must be at least 0"
-        )
-    if test + validation >= len(groups):
-        raise ValueError(
-            f"split_by_group: test={test} and validation={validation} groups of "
-            f"{len(groups)} leave none to train on; their sum must be at most "
-            f"{len(groups) - 1}"
-        )
-    place = {group: i for i, group in enumerate(groups)}
-    splits = Splits([], [], [])
-    for clip in clips:
-        i = place[clip.group]
-        if i < test:
-            splits.test.append(clip)
-        elif i < test + validation:
-            splits.validation.append(clip)
-        else:
-            splits.train.append(clip)
-    return splits
-
-
 def batches(
     clips: Sequence[Clip],
     front_end: audio.FrontEnd,

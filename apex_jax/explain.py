@@ -5,7 +5,7 @@ most to a class, where each of them lies in the spectrogram, its heatmap, and th
 training clips that show what the channel stands for.
 
     >>> from apex_jax import explain
-    >>> explainer = explain.load("runs/demo")  # doctest: +SKIP
+    >>> explainer = explain.load("runs/demo-frequency")  # doctest: +SKIP
     >>> explanation = explainer("clip.wav")  # doctest: +SKIP
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +26,7 @@ from jaxtyping import Array, Float, Int
 from apex_jax import (
     audio,
     bank,
+    cache,
     checkpoint,
     data,
     disentangle,
@@ -152,7 +154,7 @@ class Explainer:
           AudioError: the sound cannot be used.
           ValueError: no such class, or a number out of range.
         """
-        source, waveform = self._read(sound, offset_s)
+        source, waveform, sound_s = self._read(sound, offset_s)
         spectrogram, feature_map, logits = _forward(
             self.classifier, waveform[None], front_end=self.front_end
         )
@@ -198,11 +200,14 @@ class Explainer:
         positive = np.maximum(share, 0).sum()
         return explanation.Explanation(
             source=source,
+            offset_s=float(offset_s),
+            sound_s=float(min(sound_s, self.front_end.clip_s)),
             class_names=self.classifier.class_names,
             logits=np.asarray(logits[0]),
             predicted=predicted,
             target=int(wanted),
             scheme=self.scheme,
+            sign=sign,
             spectrogram=np.asarray(spectrogram[0]),
             channels=channels,
             evidence_share=float(np.maximum(share[top], 0).sum() / positive)
@@ -235,9 +240,16 @@ class Explainer:
 
     def _read(
         self, sound: str | Path | np.ndarray, offset_s: float
-    ) -> tuple[str, np.ndarray]:
+    ) -> tuple[str, np.ndarray, float]:
+        """Source, the clip's waveform, and the seconds of it that are sound."""
         if isinstance(sound, str | Path):
-            return str(sound), audio.load_clip(sound, self.front_end, offset_s)
+            waveform = audio.load_clip(sound, self.front_end, offset_s)
+            return str(sound), waveform, audio.duration(sound) - offset_s
+        if not isinstance(sound, np.ndarray):
+            raise ValueError(
+                "sound must be a file's path or a NumPy array, [sample]; got "
+                f"{type(sound).__name__}"
+            )
         if not np.issubdtype(sound.dtype, np.floating):
             raise ValueError(
                 "a waveform must be floating point with full scale 1; got "
@@ -255,6 +267,8 @@ class Explainer:
                 f"{frontend.LARGEST_SAMPLE:g} (full scale is 1); got NaN, infinity or "
                 "more"
             )
+        if not math.isfinite(offset_s):
+            raise ValueError(f"offset_s must be finite; got {offset_s}")
         start = round(offset_s * self.front_end.sample_rate)
         if not 0 <= start < len(waveform):
             raise ValueError(
@@ -267,8 +281,11 @@ class Explainer:
                 f"the waveform is too short: {len(waveform) - start} samples from "
                 f"{offset_s:g} s; one analysis window takes {window}"
             )
-        return "waveform", audio.fit_length(
-            waveform[start:], self.front_end.num_samples
+        waveform = waveform[start:]
+        return (
+            "waveform",
+            audio.fit_length(waveform, self.front_end.num_samples),
+            len(waveform) / self.front_end.sample_rate,
         )
 
     def _class_index(self, target: str | int | np.integer) -> int:
@@ -389,7 +406,11 @@ def save(
     checkpoint.save(
         directory / "apex",
         arrays,
-        {"scheme": explainer.scheme, "clips": listing},
+        {
+            "scheme": explainer.scheme,
+            "clips": listing,
+            "weights": cache.weights_digest(explainer.classifier),
+        },
         kind="explainer",
         overwrite=overwrite,
     )
@@ -400,11 +421,18 @@ def load(directory: str | Path) -> Explainer:
 
     Raises:
       FileNotFoundError: there is no such run.
-      ValueError: the folder holds something else, or is of another format.
+      ValueError: the folder holds something else, is of another format, or its
+        classifier is not the one that was explained.
     """
     directory = Path(directory).absolute()
     model, metadata = checkpoint.load_classifier(directory / "classifier")
     arrays, made = checkpoint.load(directory / "apex", kind="explainer")
+    classifier = convnext.as_classifier(model, metadata["class_names"])
+    if made["weights"] != cache.weights_digest(classifier):
+        raise ValueError(
+            f"{directory / 'apex'} was fitted to another network than "
+            f"{directory / 'classifier'} holds; fit it again"
+        )
     arrays = jax.tree.map(jnp.asarray, arrays)
     scheme = schemes.parse(made["scheme"])
     positive, negative = (
@@ -412,7 +440,7 @@ def load(directory: str | Path) -> Explainer:
         for sign in get_args(bank.Sign)
     )
     return Explainer(
-        classifier=convnext.as_classifier(model, metadata["class_names"]),
+        classifier=classifier,
         transform=disentangle.Transform(
             matrix=arrays["matrix"], inverse=arrays["inverse"], centre=arrays["centre"]
         ),

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from apex_jax import data, schemes
+from apex_jax import bank, data, schemes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,22 +86,28 @@ class Explanation:
 
     Attributes:
       source: where the sound came from.
+      offset_s: where in the source the clip starts; areas count from there.
+      sound_s: how much of the clip is sound; the rest was filled with silence.
       class_names: in the order of the logits.
       logits: the untouched network's, `[classes]`.
       predicted: index of the most likely class.
       target: index of the class explained.
       scheme: where regions lie.
+      sign: whether the prototypes excite their channel most or least.
       spectrogram: `[F_in, T_in]`, what the network saw.
       channels: the top channels, largest contribution first.
       evidence_share: the part of all positive contributions that they carry.
     """
 
     source: str
+    offset_s: float
+    sound_s: float
     class_names: tuple[str, ...]
     logits: np.ndarray
     predicted: int
     target: int
     scheme: schemes.Scheme
+    sign: bank.Sign
     spectrogram: np.ndarray = dataclasses.field(repr=False)
     channels: tuple[Channel, ...]
     evidence_share: float

@@ -1,7 +1,7 @@
 """Scores of a classifier, from scikit-learn, with the rules the field leaves implicit.
 
 Conventions: `labels` are 0 or 1; a higher `score` means class 1 (fake, present).
-Rates are in [0, 1] unless a name ends in `_percent`.
+Rates are in [0, 1].
 """
 
 from __future__ import annotations

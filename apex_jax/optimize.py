@@ -103,12 +103,14 @@ class History:
       round_purity: mean over each channel's `prototypes_end` strongest clips at the
         start of each round, and after the last: comparable from start to end.
       round_epochs: epochs done at each of these.
+      round_prototypes: prototypes a channel that `round_purity` is over.
     """
 
     epoch_purity: list[float]
     epoch_prototypes: list[int]
     round_purity: list[float]
     round_epochs: list[int]
+    round_prototypes: int
 
 
 @functools.partial(
@@ -238,7 +240,11 @@ def fit(
     generator, state = mesh_lib.replicate((generator, state), mesh)
     schedule = [min(n, features.num_clips) for n in config.schedule()]
     history = History(
-        epoch_purity=[], epoch_prototypes=[], round_purity=[], round_epochs=[]
+        epoch_purity=[],
+        epoch_prototypes=[],
+        round_purity=[],
+        round_epochs=[],
+        round_prototypes=min(config.prototypes_end, features.num_clips),
     )
 
     def choose() -> jax.Array:

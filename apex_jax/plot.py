@@ -119,7 +119,7 @@ def explained(
     probability = np.exp(result.logits - result.logits.max())
     probability /= probability.sum()
     left.set_title(
-        f"{_shorten(result.source, 44)}: predicted "
+        f"{_name(result.source, result.offset_s, 44)}: predicted "
         f"{result.class_names[result.predicted]} "
         f"({100 * probability[result.predicted]:.1f} %)",
         fontsize=10,
@@ -151,7 +151,7 @@ def explained(
                 axes, front_end, front_end.to_db(prototype.spectrogram), labels=False
             )
             areas(axes, prototype.areas)
-            name = _shorten(str(prototype.clip.path), 24)
+            name = _name(str(prototype.clip.path), prototype.clip.offset_s, 28)
             axes.set_title(
                 f"{name} ({prototype.class_name})\n"
                 f"{_where(result.scheme, prototype.areas)}",
@@ -164,7 +164,7 @@ def explained(
     scheme = result.scheme.replace("_", "-")
     body.suptitle(
         f"{scheme} scheme: region in the clip, heatmap, and the training clips that "
-        "excite each channel most",
+        f"excite each channel {'most' if result.sign == 'positive' else 'least'}",
         fontsize=10,
     )
     return figure
@@ -173,6 +173,7 @@ def explained(
 def purity(history: optimize.History) -> Figure:
     """Purity over the epochs of the optimisation."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -181,7 +182,7 @@ def purity(history: optimize.History) -> Figure:
         history.round_purity,
         "o-",
         color="#3b6ea5",
-        label=f"strongest {history.epoch_prototypes[-1]} clips a channel",
+        label=f"strongest {history.round_prototypes} clips a channel",
     )
     epochs = np.arange(1, 1 + len(history.epoch_purity))
     axes.plot(
@@ -195,7 +196,8 @@ def purity(history: optimize.History) -> Figure:
     axes.set_xlabel("epoch")
     axes.set_ylabel("mean purity")
     axes.set_ylim(bottom=min(0.0, *history.round_purity))
-    axes.set_xlim(0, len(history.epoch_purity))
+    axes.set_xlim(0, 1.02 * len(history.epoch_purity))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
     axes.set_title("Purity of the prototypes during the optimisation")
@@ -215,6 +217,9 @@ def _where(scheme: schemes.Scheme, boxes: tuple[explanation.Area, ...]) -> str:
             return f"{time}, {band}"
 
 
-def _shorten(path: str, length: int) -> str:
-    name = path.replace("\\", "/").rsplit("/", 1)[-1]
-    return name if len(name) <= length else "…" + name[1 - length :]
+def _name(path: str, offset_s: float, length: int) -> str:
+    """Folder and file, cut on the left to fit, and where in the file a clip starts."""
+    name = "/".join(path.replace("\\", "/").rsplit("/", 2)[-2:])
+    start = f" at {offset_s:.1f} s" if offset_s else ""
+    room = length - len(start)
+    return (name if len(name) <= room else "…" + name[1 - room :]) + start

@@ -36,8 +36,12 @@ def parse(name: str) -> Scheme:
     """
     scheme = name.replace("-", "_")
     if scheme not in SCHEMES:
-        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {name!r}")
+        raise _unknown(name)
     return scheme
+
+
+def _unknown(name: str) -> ValueError:
+    return ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {name!r}")
 
 
 @jax.tree_util.register_dataclass
@@ -109,6 +113,8 @@ def locate(
         case "time_frequency":
             row = _argmax(views.rows, direction)
             column = _argmax(views.columns, direction)
+        case _:
+            raise _unknown(scheme)
     return jnp.stack([row, column])
 
 
@@ -130,6 +136,7 @@ def vector(
         case "time_frequency":
             columns, rows = jnp.asarray(views.columns), jnp.asarray(views.rows)
             return (columns[column] + rows[row]) / 2
+    raise _unknown(scheme)
 
 
 def _cells(views: Views) -> jax.Array:
@@ -213,6 +220,7 @@ class Grid:
                     Box(rows=all_rows, frames=frames),
                     Box(rows=rows, frames=all_frames),
                 )
+        raise _unknown(scheme)
 
     def mask(
         self,
@@ -252,6 +260,7 @@ class Grid:
                 # The union's indicator; blurring is linear and separable, so this
                 # is exact for the soft region too.
                 return row + column - row * column
+        raise _unknown(scheme)
 
     def upsample(
         self, cells: Float[Array, "map_freq map_time"]

@@ -32,7 +32,7 @@ class Config:
 
     Attributes:
       epochs: passes over the training clips; None for as many as make about
-        `MIN_STEPS` steps, but at least 16: a few clips need many epochs.
+        300 steps, but at least 16: a few clips need many epochs.
       batch_size: clips a step over all devices.
       learning_rate: the largest.
       weight_decay: on kernels only.

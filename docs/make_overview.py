@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 
-from apex_jax import disentangle, explain, plot
+from apex_jax import audio, classifier, disentangle, explain, plot
 
 CHANNELS = 3
 
@@ -38,7 +38,7 @@ def main(run: str, clip: str, target: str) -> None:
         for column, channel in ((1, old), (2, new)):
             axes = figure.add_subplot(grid[row, column])
             plot.spectrogram(axes, apex.front_end, channel.heatmap, labels=False)
-            axes.images[0].set(cmap="viridis", clim=(0, 1))
+            axes.images[0].set(cmap="gray", clim=(0, 1))
             if column == 2:
                 plot.areas(axes, channel.areas)
             heat_axes.append(axes)
@@ -59,8 +59,8 @@ def main(run: str, clip: str, target: str) -> None:
         return (left.x0 + right.x1) / 2
 
     for columns, text in (
-        ((1, 1), "network's channels:\nmany concepts mixed"),
-        ((2, 2), "APEX channels:\none concept each"),
+        ((1, 1), "network's channels:\nconcepts mixed"),
+        ((2, 2), "APEX channels:\npurer"),
         ((3, 5), "prototypes: the training clips that\nexcite each APEX channel most"),
     ):
         figure.text(middle(*columns), 0.89, text, ha="center", fontsize=11)
@@ -73,8 +73,10 @@ def main(run: str, clip: str, target: str) -> None:
             linewidth=1.6, mutation_scale=14, color="black",
         )  # fmt: skip
         figure.add_artist(arrow)
-    names, logits = after.class_names, after.logits
-    says = ", ".join(f"{n} {v:+.2f}" for n, v in zip(names, logits, strict=True))
+    logits = transformed_logits(apex, clip)
+    np.testing.assert_allclose(logits, after.logits, atol=1e-4)
+    named = zip(after.class_names, after.logits, strict=True)
+    says = ", ".join(f"{name} {value:+.2f}" for name, value in named)
     figure.text(
         0.5,
         0.05,
@@ -86,7 +88,16 @@ def main(run: str, clip: str, target: str) -> None:
         bbox={"boxstyle": "round,pad=0.5", "facecolor": "#eef3f8", "edgecolor": "#9ab"},
     )
     figure.savefig(target, dpi=110)
-    np.testing.assert_allclose(before.logits, after.logits)
+
+
+def transformed_logits(explainer: explain.Explainer, clip: str) -> np.ndarray:
+    """The clip's logits by way of the APEX channels and the compensated head."""
+    waveform = audio.load_clip(clip, explainer.front_end)[None]
+    spectrogram = audio.spectrogram(explainer.front_end, waveform)
+    feature_map, _ = explainer.classifier(spectrogram)
+    channels = explainer.transform(feature_map)
+    head = explainer.transform.compensate(explainer.classifier.head)
+    return np.asarray(head(classifier.pool(channels))[0])
 
 
 if __name__ == "__main__":

@@ -73,6 +73,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
+def read_json(file: Path) -> Any:
+    """The content, or None where there is no such file."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
 def write_json(file: Path, content: Any) -> None:
     """Indented, with a newline at the end."""
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -28,6 +28,7 @@ from flax import nnx
 
 from apex_jax import (
     audio,
+    bank,
     cache,
     checkpoint,
     data,
@@ -45,7 +46,13 @@ from apex_jax import (
 from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
-from experiments import demo_corpus, records, vocoders, wavefake_corpus
+from experiments import (
+    demo_corpus,
+    records,
+    vocoders,
+    wavefake_corpus,
+    wavefake_report,
+)
 
 HELP = """Explains a detector of vocoded speech with APEX.
 
@@ -66,12 +73,15 @@ class Config:
     data_dir: Path | None = None
     """A WaveFake copy; without it the synthetic demo corpus is made and used."""
     output_dir: Path | None = None
-    """Where results go; by default runs/CORPUS-SCHEME."""
+    """Where results go; by default runs/CORPUS-SCHEME, and what differs from the
+    defaults of train-on, model and seed."""
+    overwrite: bool = False
+    """Replace a finished run of other settings in the output folder."""
     train_on: str | None = None
     """Vocoder to train on; by default hifiGAN, and for the demo mel80_griffin_lim."""
     weights: Path | None = None
-    """A classifier to explain instead of training one: the classifier folder of a
-    run, or of `python -m apex_jax.convert`."""
+    """A classifier to explain instead of training one: RUN/classifier, or what
+    python -m apex_jax.convert wrote. It brings its size and its front end."""
     model: convnext.Size = "atto"
     """Size of the ConvNeXt to train; the paper's is base."""
     seed: int = 0
@@ -112,30 +122,50 @@ def main(config: Config) -> dict[str, Any]:
     """Runs the experiment, writes its folder, and returns `results.json`."""
     _check(config)
     scheme = schemes.parse(config.scheme)
-    corpus_name = "demo" if config.data_dir is None else config.data_dir.name
-    output = config.output_dir or Path("runs") / f"{corpus_name}-{config.scheme}"
-    output.mkdir(parents=True, exist_ok=True)
-    records.write_json(output / "config.json", records.plain(config))
+    output = config.output_dir or _default_output(config, scheme)
     stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
     mesh = mesh_lib.make()
-    key = jax.random.key(config.seed)
+    fit_key, mask_key = jax.random.split(jax.random.key(config.seed))
 
     with stages("corpus"):
-        corpus, vocoder = _corpus(config, output)
         front_end, model = config.front_end, None
         if config.weights is not None:
             model, front_end = _weights(config)
+        corpus = None
+        if config.data_dir is not None:
+            corpus = _copy(config.data_dir)
+        # What runs, with every default filled in.
+        config = dataclasses.replace(
+            config,
+            scheme=scheme,
+            output_dir=output,
+            train_on=_train_on(config, corpus),
+            windows_per_file=_windows_per_file(config, corpus),
+            front_end=front_end,
+        )
+        _claim(output, config)
+        if corpus is None:
+            corpus = _demo(config, output / "corpus")
+        vocoder = corpus.vocoder(config.train_on or "")
         splits = wavefake_corpus.split(
             corpus,
             vocoder,
             num_test=config.test_sentences,
             num_validation=config.validation_sentences,
-            cut=_cutter(config, corpus, front_end, skip_log),
+            cut=_cutter(config, skip_log),
         )
         _say(_split_message(splits, corpus))
     if model is None:
         with stages("train"):
             model, epochs = _train(config, splits, front_end, mesh, skip_log)
+        # Kept whatever comes after: training is what takes longest.
+        checkpoint.save_classifier(
+            output / "classifier",
+            model,
+            class_names=wavefake_corpus.CLASS_NAMES,
+            front_end=front_end.to_dict(),
+            overwrite=True,
+        )
         records.write_json(
             output / "training.json", [dataclasses.asdict(e) for e in epochs]
         )
@@ -156,7 +186,9 @@ def main(config: Config) -> dict[str, Any]:
             for name, clips in (("train", splits.train), ("test", splits.test))
         }
     with stages("optimise"):
-        fitted = _fit(config, key, classifier, cached["train"], front_end, scheme, mesh)
+        fitted = _fit(
+            config, fit_key, classifier, cached["train"], front_end, scheme, mesh
+        )
         explainer, history = fitted.explainer, fitted.history
         transform, test = explainer.transform, cached["test"].features
         # Clips that U was not learned on have to keep their predictions too.
@@ -174,14 +206,17 @@ def main(config: Config) -> dict[str, Any]:
             "apex": _eers(np.asarray(apex_logits), cached["test"].clips, rows),
         }
     with stages("masking"):
-        masked = _masking(config, key, explainer, splits.test, corpus, mesh, skip_log)
+        masked = _masking(
+            config, mask_key, explainer, splits.test, corpus, mesh, skip_log
+        )
     with stages("figures"):
         plot.purity(history).savefig(output / "purity.png", dpi=120)
-        _examples(config, output, explainer, splits.test, corpus, vocoder)
+        _examples(config, output, explainer, cached["test"].clips, corpus)
 
     skip_log.write_csv(output / "skipped.csv")
     results = {
         "scheme": scheme,
+        "model": model.config.size,
         "corpus": {
             "data_dir": str(corpus.root),
             "train_on": vocoder,
@@ -197,13 +232,14 @@ def main(config: Config) -> dict[str, Any]:
             **dataclasses.asdict(history),
         },
         "masking": masked,
+        "regions": {"per_channel": _regions_per_channel(explainer.positive)},
         "seconds": {name: round(s, 2) for name, s in stages.seconds.items()},
         "seed": config.seed,
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "versions": records.versions(),
     }
     records.write_json(output / "results.json", results)
-    _say(_report(results, output))
+    _say(wavefake_report.table(results, output))
     return results
 
 
@@ -219,6 +255,7 @@ def _check(config: Config) -> None:
         ("windows_per_file", 1),
         ("test_sentences", 1),
         ("validation_sentences", 1),
+        ("seed", 0),
     ):
         value = getattr(config, name)
         if value is not None and value < least:
@@ -226,34 +263,22 @@ def _check(config: Config) -> None:
             raise ValueError(f"--{flag} must be at least {least}; got {value}")
 
 
-def _corpus(config: Config, output: Path) -> tuple[wavefake_corpus.Corpus, str]:
-    """The corpus and the vocoder to train on."""
-    if config.data_dir is None:
-        root, default = output / "corpus", DEMO_TRAIN_ON
-        _make_demo(config, root)
-    else:
-        root, default = config.data_dir, "hifiGAN"
+def _copy(root: Path) -> wavefake_corpus.Corpus:
+    """A WaveFake copy; says which of the release's vocoders it lacks."""
     corpus = wavefake_corpus.read(root)
-    if config.data_dir is not None:
-        absent = [name for name in wavefake_corpus.VOCODERS if name not in corpus.fake]
-        if absent:
-            _say(f"absent from {root}, so not tested: {', '.join(absent)}")
-    return corpus, corpus.vocoder(config.train_on or default)
+    absent = [name for name in wavefake_corpus.VOCODERS if name not in corpus.fake]
+    if absent:
+        _say(f"absent from {root}, so not tested: {', '.join(absent)}")
+    return corpus
 
 
-def _make_demo(config: Config, root: Path) -> None:
+def _demo(config: Config, root: Path) -> wavefake_corpus.Corpus:
     """Writes the demo corpus: what the run will need of it, and no more."""
-    train_on = config.train_on or DEMO_TRAIN_ON
-    if train_on not in vocoders.VOCODERS:
-        raise ValueError(
-            f"--train-on {train_on!r}: the demo corpus has "
-            f"{', '.join(vocoders.VOCODERS)}"
-        )
     names = [f"{n:04d}" for n in range(config.demo_utterances)]
     tested = wavefake_corpus.held_out(
         names, config.test_sentences, config.validation_sentences
     )[0]
-    others = [name for name in vocoders.VOCODERS if name != train_on]
+    others = [name for name in vocoders.VOCODERS if name != config.train_on]
     only = {name: [names.index(sentence) for sentence in tested] for name in others}
     total = 2 * len(names) + len(others) * len(tested)
     with progress.bar("demo corpus", total, "file") as on_progress:
@@ -265,22 +290,64 @@ def _make_demo(config: Config, root: Path) -> None:
             overwrite=True,
             on_progress=on_progress,
         )
+    return wavefake_corpus.read(root)
+
+
+def _train_on(config: Config, corpus: wavefake_corpus.Corpus | None) -> str:
+    if corpus is not None:
+        return corpus.vocoder(config.train_on or "hifiGAN")
+    name = config.train_on or DEMO_TRAIN_ON
+    if name not in vocoders.VOCODERS:
+        raise ValueError(
+            f"--train-on {name!r}: the demo corpus has {', '.join(vocoders.VOCODERS)}"
+        )
+    return name
+
+
+def _windows_per_file(config: Config, corpus: wavefake_corpus.Corpus | None) -> int:
+    if config.windows_per_file is not None:
+        return config.windows_per_file
+    num = config.demo_utterances if corpus is None else len(corpus.sentences)
+    return 1 if num >= 200 else 4
+
+
+def _default_output(config: Config, scheme: schemes.Scheme) -> Path:
+    corpus = "demo" if config.data_dir is None else config.data_dir.resolve().name
+    parts = [corpus, scheme.replace("_", "-")]
+    parts += [config.train_on] if config.train_on else []
+    parts += [config.model] if config.model != "atto" else []
+    parts += [f"seed{config.seed}"] if config.seed else []
+    return Path("runs") / "-".join(parts)
+
+
+def _claim(output: Path, config: Config) -> None:
+    """Writes `config.json`; refuses a folder with a finished run of other settings."""
+    output.mkdir(parents=True, exist_ok=True)
+    settings = records.plain(config)
+    before = records.read_json(output / "config.json")
+    same = {**(before or {}), "overwrite": None} == {**settings, "overwrite": None}
+    if (output / "results.json").exists() and not (same or config.overwrite):
+        raise ValueError(
+            f"{output} holds a finished run of other settings; name another "
+            "--output-dir, or --overwrite it"
+        )
+    for stale in ("results.json", "training.json"):
+        (output / stale).unlink(missing_ok=True)
+    records.write_json(output / "config.json", settings)
 
 
 def _cutter(
-    config: Config,
-    corpus: wavefake_corpus.Corpus,
-    front_end: audio.FrontEnd,
-    skip_log: data.SkipLog,
+    config: Config, skip_log: data.SkipLog
 ) -> Callable[[Sequence[data.Clip]], list[data.Clip]]:
     """From files to clips: one a file, or several of a small corpus."""
     windows = config.windows_per_file
-    if windows is None:
-        windows = 1 if len(corpus.sentences) >= 200 else 4
-    if windows == 1:
+    if windows is None or windows == 1:
         return list
     return functools.partial(
-        data.windows, front_end=front_end, max_windows=windows, skip_log=skip_log
+        data.windows,
+        front_end=config.front_end,
+        max_windows=windows,
+        skip_log=skip_log,
     )
 
 
@@ -296,14 +363,24 @@ def _split_message(splits: data.Splits, corpus: wavefake_corpus.Corpus) -> str:
 
 
 def _weights(config: Config) -> tuple[convnext.ConvNeXt, audio.FrontEnd]:
-    """The classifier given, and its front end if it carries one."""
+    """The classifier given, its classes in our order, and its front end."""
     assert config.weights is not None
     model, metadata = checkpoint.load_classifier(config.weights)
-    if model.config.num_classes != len(wavefake_corpus.CLASS_NAMES):
+    wanted, names = wavefake_corpus.CLASS_NAMES, tuple(metadata["class_names"])
+    if len(names) == len(wanted) and all(name.isdigit() for name in names):
+        _say(f"{config.weights} has no class names; taken as {' and '.join(wanted)}")
+    elif set(names) == set(wanted):
+        # Else scores would be inverted without a word.
+        order = np.array([names.index(name) for name in wanted])
+        arrays = convnext.named_arrays(model)
+        for name in ("head.kernel", "head.bias"):
+            arrays[name] = arrays[name][..., order]
+        model = convnext.from_named_arrays(model.config, arrays)
+    else:
         raise ValueError(
-            f"--weights {config.weights} has {model.config.num_classes} classes "
-            f"({', '.join(metadata['class_names'][:4])}, ...); this experiment needs "
-            f"two, {' and '.join(wavefake_corpus.CLASS_NAMES)}"
+            f"--weights {config.weights} has {len(names)} classes "
+            f"({', '.join(names[:4])}{', ...' * (len(names) > 4)}); this experiment "
+            f"needs {' and '.join(wanted)}"
         )
     if metadata["front_end"] is None:
         _say(f"{config.weights} carries no front end; --front-end's settings are used")
@@ -388,11 +465,16 @@ def _eers(
     label = np.array([clip.label for clip in clips])
     score = logits[:, FAKE] - logits[:, 1 - FAKE]
     percent = {
-        name: 100 * metrics.equal_error_rate(label[at], score[at]) if len(at) else None
+        name: _percent(label[at], score[at]) if len(at) else None
         for name, at in rows.items()
     }
     known = [value for value in percent.values() if value is not None]
     return {**percent, "aeer": float(np.mean(known)) if known else None}
+
+
+def _percent(label: np.ndarray, score: np.ndarray) -> float:
+    # brentq's last digits are noise.
+    return round(100 * metrics.equal_error_rate(label, score), 6)
 
 
 def _masking(
@@ -441,71 +523,31 @@ def _examples(
     explainer: explain.Explainer,
     clips: Sequence[data.Clip],
     corpus: wavefake_corpus.Corpus,
-    vocoder: str,
 ) -> None:
     """Explanation figures of the first test clips: real, and by each vocoder."""
     directory = output / "explanations"
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
+    for stale in directory.glob("*.png"):
+        stale.unlink()
     made_by = {str(c.path): name for name, fakes in corpus.fake.items() for c in fakes}
     first: dict[str, data.Clip] = {}
     for clip in clips:
         first.setdefault(made_by.get(str(clip.path), "real"), clip)
-    order = sorted(first, key=("real", vocoder).__contains__, reverse=True)
+    order = sorted(first, key=("real", config.train_on).__contains__, reverse=True)
     drawn = order[: config.examples]
     with progress.bar("figures", len(drawn), "figure") as on_progress:
         for name in drawn:
             clip = first[name]
-            try:
-                result = explainer(clip.path, offset_s=clip.offset_s)
-            except audio.AudioError as error:
-                _say(f"no figure: {error}")
-                continue
+            result = explainer(clip.path, offset_s=clip.offset_s)
             figure = plot.explained(result, explainer.front_end)
             figure.savefig(directory / f"{clip.group}_{name}.png", dpi=100)
             on_progress(1)
 
 
-def _report(results: dict[str, Any], output: Path) -> str:
-    """The tables, for a terminal of 80 columns."""
-    eer, masked = results["eer"], results["masking"]
-    random = masked["random"]
-    lines = [
-        "",
-        f"EER in %, trained on {results['corpus']['train_on']}, scheme "
-        f"{results['scheme']}",
-        f"{'':24}{'':>6}{'nothing hidden':>18}{'region hidden':>28}",
-        f"{'vocoder':24}{'clips':>6}{'classifier':>12}{'APEX':>6}"
-        f"{'random':>16}{'APEX':>12}",
-    ]
-    for name, value in eer["classifier"].items():
-        clips = results["corpus"]["vocoders"].get(name, "")
-        if value is None:
-            lines.append(f"{name:24}{clips:>6}{'no test clips':>18}")
-            continue
-        spread = f"{random['mean'][name]:.1f} ± {random['std'][name]:.1f}"
-        lines.append(
-            f"{name:24}{clips:>6}{value:12.1f}{eer['apex'][name]:6.1f}"
-            f"{spread:>16}{masked['apex'][name]:12.1f}"
-        )
-    invariance, purity = results["invariance"], results["purity"]
-    lines += [
-        "",
-        f"purity      {purity['before']:.3f} before, {purity['after']:.3f} after",
-        f"invariance  {invariance['changed_predictions']} of "
-        f"{invariance['num_clips']} predictions changed, logits within "
-        f"{invariance['max_abs_logit_error']:.1e}, cond(U) "
-        f"{invariance['condition_number']:.1f}",
-        "seconds     "
-        + ", ".join(f"{name} {s:.0f}" for name, s in results["seconds"].items()),
-    ]
-    if results["corpus"]["skipped_files"]:
-        lines.append(
-            f"skipped     {results['corpus']['skipped_files']} files, listed in "
-            f"{output / 'skipped.csv'}"
-        )
-    lines.append(f"written to  {output}")
-    return "\n".join(lines)
+def _regions_per_channel(positive: bank.Bank) -> float:
+    """Mean number of different regions among a channel's prototypes."""
+    location = np.asarray(positive.location)
+    return float(np.mean([len(np.unique(one, axis=0)) for one in location]))
 
 
 def _say(message: str) -> None:

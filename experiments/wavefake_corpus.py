@@ -38,7 +38,7 @@ class Corpus:
     Attributes:
       root: the copy's folder.
       real: the real clips.
-      fake: the vocoded clips by vocoder.
+      fake: the vocoded clips by vocoder; a vocoder's folder may be empty.
     """
 
     root: Path
@@ -83,10 +83,8 @@ def read(root: str | Path) -> Corpus:
         raise ValueError(f"--data-dir {root} has no real clips in {wavs}; {expected}")
     fake = {}
     for folder in sorted(generated.glob("ljspeech_*")):
-        clips = _clips(folder, label=1)
-        if clips:
-            fake[folder.name.removeprefix("ljspeech_")] = clips
-    if not fake:
+        fake[folder.name.removeprefix("ljspeech_")] = _clips(folder, label=1)
+    if not any(fake.values()):
         raise ValueError(
             f"--data-dir {root} has no vocoded clips in {generated}; {expected}"
         )
@@ -98,8 +96,8 @@ def read(root: str | Path) -> Corpus:
 def _clips(folder: Path, label: int) -> tuple[data.Clip, ...]:
     return tuple(
         data.Clip(path=file, label=label, group=file.stem.removesuffix("_gen"))
-        for file in sorted(folder.glob("*.wav"))
-        if not file.name.startswith(".")
+        for file in sorted(folder.glob("*"))
+        if file.suffix.lower() in (".wav", ".flac") and not file.name.startswith(".")
     )
 
 

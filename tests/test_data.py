@@ -314,27 +314,6 @@ def test_windows_read_headers_only_and_report(clips, tmp_path, monkeypatch):
         data.windows(clips, FRONT_END, max_windows=0, skip_log=log)
 
 
-def test_split_by_group():
-    # Listed backwards, so that the order is the groups' own.
-    clips = [
-        data.Clip(path=f"{voice}/{i}.wav", label=label, group=f"LJ{i:03d}")
-        for i in reversed(range(10))
-        for label, voice in enumerate(["real", "melgan", "hifigan"])
-    ]
-    splits = data.split_by_group(clips, validation=2, test=3)
-    train, validation, test = splits
-    assert {c.group for c in test} == {"LJ000", "LJ001", "LJ002"}
-    assert {c.group for c in validation} == {"LJ003", "LJ004"}
-    assert {c.group for c in train} == {f"LJ{i:03d}" for i in range(5, 10)}
-    assert [c for c in clips if c in splits.train] == splits.train
-    assert (len(splits.train), len(splits.validation), len(splits.test)) == (15, 6, 9)
-    assert data.split_by_group(clips, validation=0, test=0).train == clips
-    with pytest.raises(ValueError, match=r"10 leave none to train on; .* at most 9"):
-        data.split_by_group(clips, validation=5, test=5)
-    with pytest.raises(ValueError, match="validation=-1"):
-        data.split_by_group(clips, validation=-1, test=5)
-
-
 def test_real_folder():
     if not DATA.is_dir():
         pytest.skip("no folder of real recordings beside the repository")

@@ -64,11 +64,14 @@ def made_up(scheme, num_channels=4, num_prototypes=5):
 
     return explanation.Explanation(
         source="runs/demo/LJSpeech-1.1/wavs/LJ001-0001.wav",
+        offset_s=0.0,
+        sound_s=1.0,
         class_names=("real", "fake"),
         logits=np.array([-1.0, 2.5]),
         predicted=1,
         target=1,
         scheme=scheme,
+        sign="positive",
         spectrogram=sound(),
         channels=tuple(
             explanation.Channel(
@@ -245,6 +248,7 @@ def test_purity_renders(start):
         epoch_prototypes=[100, 100, 5, 5],
         round_purity=[start, 0.5, 0.6],
         round_epochs=[0, 2, 4],
+        round_prototypes=5,
     )
     figure = plot.purity(history)
     figure.savefig(io.BytesIO(), format="png", dpi=30)
