@@ -95,10 +95,10 @@ def from_generator(
     )
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(transform)):
         norm = float(jnp.max(jnp.sum(jnp.abs(generator), axis=0)))
+        size = f"{norm:.3g}, where 10 is usual" if math.isfinite(norm) else "not finite"
         raise InvarianceError(
             "expm(A) or its inverse is not finite in float32; the largest column sum "
-            f"of |A| is {norm:.3g}, where 10 is usual. Lower the learning rate of the "
-            "optimisation."
+            f"of |A| is {size}. Lower the learning rate of the optimisation."
         )
     return transform
 

@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 
-from apex_jax import audio, explain, optimize, train
+from apex_jax import audio, checkpoint, disentangle, explain, optimize, train
 from apex_jax.models import convnext
 from experiments import demo_corpus, vocoders, wavefake
 
@@ -206,7 +206,10 @@ def test_every_scheme_explains_the_saved_classifier(scheme, first, run):
 def test_a_second_run_in_the_same_folder_uses_the_features(first, run, capsys):
     """The classifier read back is the one that was trained, to the last bit."""
     trained, output = first
-    results = run(output, weights=output / "classifier")
+    with pytest.raises(ValueError, match="finished run of other settings"):
+        run(output, weights=output / "classifier")
+    assert (output / "results.json").exists()
+    results = run(output, weights=output / "classifier", overwrite=True)
     assert "making it anew" not in capsys.readouterr().out
     assert results["eer"] == trained["eer"]
 
@@ -226,3 +229,33 @@ def test_the_demo_and_the_example_of_the_readme(run, tmp_path, monkeypatch, caps
     shown = capsys.readouterr().out
     assert re.match(r"(real|fake), logits \[", shown)
     assert len(re.findall(r"in this clip: 0.00-0.50 s, \d+-\d+ Hz", shown)) == 3
+
+
+def test_weights_keep_their_classes(first, run, tmp_path):
+    """A network whose classes stand the other way round is turned, others refused."""
+    trained, output = first
+    model, metadata = checkpoint.load_classifier(output / "classifier")
+    arrays = convnext.named_arrays(model)
+    for name in ("head.kernel", "head.bias"):
+        arrays[name] = arrays[name][..., ::-1]
+    turned = convnext.from_named_arrays(model.config, arrays)
+    front_end = metadata["front_end"]
+    for names in (("fake", "real"), ("cat", "dog")):
+        checkpoint.save_classifier(
+            tmp_path / names[0], turned, class_names=names, front_end=front_end
+        )
+    results = run(tmp_path / "run", weights=tmp_path / "fake")
+    assert results["eer"]["classifier"] == pytest.approx(trained["eer"]["classifier"])
+    with pytest.raises(ValueError, match=r"cat, dog.*needs real and fake"):
+        run(tmp_path / "other", weights=tmp_path / "cat")
+
+
+def test_a_classifier_outlives_a_fit_that_fails(run, tmp_path):
+    """Training takes longest: what it made is there whatever comes after."""
+    wild = optimize.Config(
+        epochs=4, learning_rate=30.0, prototypes_start=6, prototypes_end=3
+    )
+    with pytest.raises(disentangle.InvarianceError):
+        run(tmp_path, optimise=wild)
+    checkpoint.load_classifier(tmp_path / "classifier")
+    assert not (tmp_path / "results.json").exists()
