@@ -53,7 +53,7 @@ def save(
     target = pathlib.Path(path).expanduser().absolute()
     if target.exists() or target.is_symlink():
         if not overwrite:
-            raise ValueError(f"path {target} exists; overwrite=True replaces it")
+            raise ValueError(f"path {target} exists; --overwrite replaces it")
         _read_format(target)  # never replace what this package did not write
     # Orbax would delete the old checkpoint before it begins with the new one.
     written = target.with_name(f"{target.name}.new") if overwrite else target

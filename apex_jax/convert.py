@@ -61,8 +61,8 @@ def _load(source: pathlib.Path) -> tuple[Any, tuple[str, ...] | None, Any]:
         raise FileNotFoundError(f"no file at {source}")
     state = _read_tensors(source)
     described = source.with_name("config.json")
-    settings = json.loads(described.read_text()) if described.exists() else {}
-    if settings.get("model_type") != "convnext":
+    settings = _read_json(described) if described.exists() else {}
+    if not isinstance(settings, dict) or settings.get("model_type") != "convnext":
         settings = {}
     if settings.get("hidden_act", "gelu") != "gelu":
         raise ValueError(
@@ -164,7 +164,9 @@ def main(config: Convert) -> str:
         names = _read_names(config.class_names)
     front_end = None
     if config.front_end is not None:
-        settings = json.loads(config.front_end.read_text(encoding="utf-8"))
+        settings = _read_json(config.front_end)
+        if not isinstance(settings, dict):
+            raise ValueError(f"{config.front_end} holds no named settings")
         front_end = audio.FrontEnd.from_dict(settings).to_dict()
     shape = model.config
     path = checkpoint.save_classifier(
@@ -185,11 +187,18 @@ def main(config: Convert) -> str:
     )
 
 
+def _read_json(file: pathlib.Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+
+
 def _read_names(file: pathlib.Path) -> tuple[str, ...]:
-    text = file.read_text(encoding="utf-8")
     if file.suffix != ".json":
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
-    names = json.loads(text)
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return tuple(line.strip() for line in lines if line.strip())
+    names = _read_json(file)
     if isinstance(names, dict):
         names = names.get("id2label", names)
         try:

@@ -153,7 +153,10 @@ class FrontEnd:
     @classmethod
     def librosa(cls, **settings: Any) -> FrontEnd:
         """The defaults are librosa's conventions: Slaney mels, zero padding."""
-        return cls(**settings)
+        try:
+            return cls(**settings)
+        except TypeError as error:
+            raise ValueError(f"FrontEnd: a value of a wrong type: {error}") from error
 
     @classmethod
     def torchaudio(cls, **settings: Any) -> FrontEnd:
@@ -183,7 +186,10 @@ class FrontEnd:
             raise ValueError(
                 f"FrontEnd: {sorted(missing)} missing; they have no default"
             )
-        return cls(**settings)
+        try:
+            return cls(**settings)
+        except TypeError as error:
+            raise ValueError(f"FrontEnd: a value of a wrong type: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON types."""

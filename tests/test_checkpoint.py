@@ -62,7 +62,7 @@ def test_sharded_arrays_load_without_their_devices(tmp_path):
 def test_overwrite(tmp_path, tree):
     path = tmp_path / "it"
     checkpoint.save(path, tree, {"round": 1}, kind="thing")
-    with pytest.raises(ValueError, match="overwrite=True"):
+    with pytest.raises(ValueError, match="--overwrite"):
         checkpoint.save(path, tree, {"round": 2}, kind="thing")
     assert checkpoint.load(path, kind="thing")[1] == {"round": 1}
     checkpoint.save(path, {"other": np.ones(3)}, {}, kind="thing", overwrite=True)

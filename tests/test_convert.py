@@ -361,3 +361,22 @@ def test_help_is_quick():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert out.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "front.json is no JSON"),
+        ('{"sample_rate": "22050", "clip_s": 1}', "wrong type"),
+        ("[]", "no named settings"),
+    ],
+)
+def test_front_ends_that_are_none(state, content, message, tmp_path):
+    (tmp_path / "front.json").write_text(content)
+    source = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(state, source)
+    command = convert.Convert(
+        source=source, out=tmp_path / "out", front_end=tmp_path / "front.json"
+    )
+    with pytest.raises(ValueError, match=message):
+        convert.main(command)
