@@ -28,15 +28,12 @@ from flax import nnx
 
 from apex_jax import (
     audio,
-    bank,
     cache,
     checkpoint,
     data,
     disentangle,
     explain,
     fit,
-    masking,
-    metrics,
     optimize,
     plot,
     progress,
@@ -46,20 +43,15 @@ from apex_jax import (
 from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
-from experiments import (
-    demo_corpus,
-    records,
-    vocoders,
-    wavefake_corpus,
-    wavefake_report,
-)
+from experiments import demo_corpus, records, vocoders, wavefake_corpus
+from experiments import wavefake_evaluation as evaluation
+from experiments import wavefake_report as report
 
 HELP = """Explains a detector of vocoded speech with APEX.
 
 Without --data-dir it runs on a synthetic demo corpus."""
 DEMO_TRAIN_ON = "mel80_griffin_lim"  # mel spectrogram to wave, as HiFi-GAN does
 LAYER_SCALE = 1.0  # 1e-6, made for 300 epochs on ImageNet, hardly trains in 16
-FAKE = wavefake_corpus.CLASS_NAMES.index("fake")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,19 +191,34 @@ def main(config: Config) -> dict[str, Any]:
     records.write_bank(output / "bank.csv", explainer)
 
     with stages("evaluate"):
-        rows = wavefake_corpus.rows_by_vocoder(cached["test"].clips, corpus)
+        clips = cached["test"].clips
+        rows = wavefake_corpus.rows_by_vocoder(clips, corpus)
         apex_logits = transform.compensate(classifier.head)(transform(test.pooled))
         eer = {
-            "classifier": _eers(np.asarray(test.logits), cached["test"].clips, rows),
-            "apex": _eers(np.asarray(apex_logits), cached["test"].clips, rows),
+            "classifier": evaluation.eers(np.asarray(test.logits), clips, rows),
+            "apex": evaluation.eers(np.asarray(apex_logits), clips, rows),
         }
     with stages("masking"):
-        masked = _masking(
-            config, mask_key, explainer, splits.test, corpus, mesh, skip_log
+        masked = evaluation.masking_eers(
+            mask_key,
+            explainer,
+            splits.test,
+            corpus,
+            draws=config.mask_draws,
+            batch_size=config.batch_size,
+            mesh=mesh,
+            skip_log=skip_log,
         )
     with stages("figures"):
         plot.purity(history).savefig(output / "purity.png", dpi=120)
-        _examples(config, output, explainer, cached["test"].clips, corpus)
+        evaluation.draw_examples(
+            output / "explanations",
+            explainer,
+            clips,
+            corpus,
+            num=config.examples,
+            train_on=vocoder,
+        )
 
     skip_log.write_csv(output / "skipped.csv")
     results = {
@@ -232,14 +239,14 @@ def main(config: Config) -> dict[str, Any]:
             **dataclasses.asdict(history),
         },
         "masking": masked,
-        "regions": {"per_channel": _regions_per_channel(explainer.positive)},
+        "regions": {"per_channel": evaluation.regions_per_channel(explainer.positive)},
         "seconds": {name: round(s, 2) for name, s in stages.seconds.items()},
         "seed": config.seed,
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "versions": records.versions(),
     }
     records.write_json(output / "results.json", results)
-    _say(wavefake_report.table(results, output))
+    _say(report.table(results, output))
     return results
 
 
@@ -456,98 +463,6 @@ def _fit(
             mesh=mesh,
             on_epoch=lambda epoch, purity: on_progress(1),
         )
-
-
-def _eers(
-    logits: np.ndarray, clips: Sequence[data.Clip], rows: dict[str, np.ndarray]
-) -> dict[str, float | None]:
-    """EER in percent of each vocoder, None without clips, and their mean, `aeer`."""
-    label = np.array([clip.label for clip in clips])
-    score = logits[:, FAKE] - logits[:, 1 - FAKE]
-    percent = {
-        name: _percent(label[at], score[at]) if len(at) else None
-        for name, at in rows.items()
-    }
-    known = [value for value in percent.values() if value is not None]
-    return {**percent, "aeer": float(np.mean(known)) if known else None}
-
-
-def _percent(label: np.ndarray, score: np.ndarray) -> float:
-    # brentq's last digits are noise.
-    return round(100 * metrics.equal_error_rate(label, score), 6)
-
-
-def _masking(
-    config: Config,
-    key: jax.Array,
-    explainer: explain.Explainer,
-    clips: Sequence[data.Clip],
-    corpus: wavefake_corpus.Corpus,
-    mesh: jax.sharding.Mesh,
-    skip_log: data.SkipLog,
-) -> dict[str, Any]:
-    """EERs with nothing hidden, APEX's regions hidden, random regions hidden."""
-    with progress.bar("masking study", len(clips), "clip") as on_progress:
-        study = masking.study(
-            key,
-            explainer.classifier,
-            explainer.transform,
-            clips,
-            explainer.front_end,
-            scheme=explainer.scheme,
-            draws=config.mask_draws,
-            batch_size=config.batch_size,
-            mesh=mesh,
-            skip_log=skip_log,
-            on_progress=on_progress,
-        )
-    read = [clips[i] for i in study.index]
-    rows = wavefake_corpus.rows_by_vocoder(read, corpus)
-    draws = [_eers(logits, read, rows) for logits in study.random]
-    names = [name for name, value in draws[0].items() if value is not None]
-    table = np.array([[draw[name] for name in names] for draw in draws])
-    return {
-        "none": _eers(study.none, read, rows),
-        "apex": _eers(study.apex, read, rows),
-        "random": {
-            "draws": len(draws),
-            "mean": dict(zip(names, table.mean(axis=0).tolist(), strict=True)),
-            "std": dict(zip(names, table.std(axis=0).tolist(), strict=True)),
-        },
-    }
-
-
-def _examples(
-    config: Config,
-    output: Path,
-    explainer: explain.Explainer,
-    clips: Sequence[data.Clip],
-    corpus: wavefake_corpus.Corpus,
-) -> None:
-    """Explanation figures of the first test clips: real, and by each vocoder."""
-    directory = output / "explanations"
-    directory.mkdir(exist_ok=True)
-    for stale in directory.glob("*.png"):
-        stale.unlink()
-    made_by = {str(c.path): name for name, fakes in corpus.fake.items() for c in fakes}
-    first: dict[str, data.Clip] = {}
-    for clip in clips:
-        first.setdefault(made_by.get(str(clip.path), "real"), clip)
-    order = sorted(first, key=("real", config.train_on).__contains__, reverse=True)
-    drawn = order[: config.examples]
-    with progress.bar("figures", len(drawn), "figure") as on_progress:
-        for name in drawn:
-            clip = first[name]
-            result = explainer(clip.path, offset_s=clip.offset_s)
-            figure = plot.explained(result, explainer.front_end)
-            figure.savefig(directory / f"{clip.group}_{name}.png", dpi=100)
-            on_progress(1)
-
-
-def _regions_per_channel(positive: bank.Bank) -> float:
-    """Mean number of different regions among a channel's prototypes."""
-    location = np.asarray(positive.location)
-    return float(np.mean([len(np.unique(one, axis=0)) for one in location]))
 
 
 def _say(message: str) -> None:
