@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from apex_jax import classifier as classifier_lib
 from apex_jax.models import convnext
 
 FORMAT = "apex_jax"
@@ -53,7 +54,9 @@ def save(
     target = pathlib.Path(path).expanduser().absolute()
     if target.exists() or target.is_symlink():
         if not overwrite:
-            raise ValueError(f"path {target} exists; --overwrite replaces it")
+            raise ValueError(
+                f"path {target} exists; overwrite=True (--overwrite) replaces it"
+            )
         _read_format(target)  # never replace what this package did not write
     # Orbax would delete the old checkpoint before it begins with the new one.
     written = target.with_name(f"{target.name}.new") if overwrite else target
@@ -113,6 +116,7 @@ def save_classifier(
     model: convnext.ConvNeXt,
     *,
     class_names: Sequence[str],
+    activation: classifier_lib.Activation = "softmax",
     front_end: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
     overwrite: bool = False,
@@ -123,6 +127,7 @@ def save_classifier(
       path: the folder to create.
       model: the network.
       class_names: one name a class, in the order of the logits.
+      activation: how its logits become probabilities.
       front_end: `FrontEnd.to_dict()`, how sound became the spectrograms it expects.
       extra: anything else worth keeping, JSON: how it was trained, how well it does.
       overwrite: replace a checkpoint that is already there.
@@ -137,6 +142,7 @@ def save_classifier(
     metadata = {
         "config": dataclasses.asdict(model.config),
         "class_names": list(class_names),
+        "activation": activation,
         "front_end": front_end,
         "extra": extra or {},
     }
@@ -150,13 +156,15 @@ def load_classifier(
     """Reads a network.
 
     Returns:
-      The network, and the metadata: `class_names`, `front_end`, `extra`, `config`.
+      The network, and the metadata: `class_names`, `activation`, `front_end`,
+      `extra`, `config`.
 
     Raises:
       FileNotFoundError: nothing at this path.
       ValueError: no checkpoint of a classifier.
     """
     arrays, metadata = load(path, kind="classifier")
+    metadata.setdefault("activation", "softmax")  # before it was written down
     # JSON has no tuples, and a config has to be hashable.
     shape = {name: tuple(metadata["config"][name]) for name in ("depths", "dims")}
     config = convnext.ConvNeXtConfig(**{**metadata["config"], **shape})

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+# How logits become probabilities: one class a clip, or each class for itself.
+Activation = Literal["softmax", "sigmoid"]
 
 # (params, spectrogram [batch, freq, time])
 #   -> (feature map [batch, F, T, chan], the network's own logits [batch, classes])
@@ -58,6 +62,8 @@ class Classifier:
       class_names: one name a class, in the order of the logits.
       stride: spectrogram rows and frames a cell covers. None: the map's cells
         divide the spectrogram evenly.
+      activation: "softmax" for one class a clip, "sigmoid" where a clip can have
+        several (multi-label) or none.
     """
 
     params: Any
@@ -67,12 +73,33 @@ class Classifier:
     stride: tuple[int, int] | None = dataclasses.field(
         default=None, metadata={"static": True}
     )
+    activation: Activation = dataclasses.field(
+        default="softmax", metadata={"static": True}
+    )
 
     def __call__(
         self, spectrogram: Float[Array, "batch freq time"]
     ) -> tuple[jax.Array, jax.Array]:
         """Feature map `[batch, F, T, chan]` and own logits `[batch, classes]`."""
         return self.forward_fn(self.params, spectrogram)
+
+
+def probabilities(
+    logits: Float[Array | np.ndarray, "*batch classes"], activation: Activation
+) -> Float[np.ndarray, "*batch classes"]:
+    """Probabilities of the classes, float64 on the host; softmax rows sum to 1.
+
+    Raises:
+      ValueError: there is no such activation.
+    """
+    values = np.asarray(logits, np.float64)
+    match activation:
+        case "softmax":
+            powers = np.exp(values - values.max(axis=-1, keepdims=True))
+            return powers / powers.sum(axis=-1, keepdims=True)
+        case "sigmoid":
+            return 0.5 * (1 + np.tanh(0.5 * values))  # cannot overflow
+    raise ValueError(f"activation must be softmax or sigmoid; got {activation!r}")
 
 
 def pool(feature_map: Float[Array, "*batch freq time chan"]) -> jax.Array:

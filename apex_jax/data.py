@@ -33,20 +33,26 @@ class Clip:
 
     Attributes:
       path: the file.
-      label: index of the class.
+      label: index of the class; for a classifier that gives a clip several classes,
+        or none, a tuple of indices.
       offset_s: where the clip starts, in seconds.
       group: clips of one group, such as the same sentence in several voices, never
         fall in different splits. Empty: the file's name without its ending.
     """
 
     path: Path | str
-    label: int
+    label: int | tuple[int, ...]
     offset_s: audio.Real = 0.0
     group: str = ""
 
     def __post_init__(self):
         if not self.group:
             object.__setattr__(self, "group", Path(self.path).stem)
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Indices of its classes: one, or as many as a tuple says."""
+        return self.label if isinstance(self.label, tuple) else (self.label,)
 
     @property
     def id(self) -> str:

@@ -111,7 +111,8 @@ class Audit:
       num_clips: clips compared.
       max_abs_logit_error: largest `|yhat - y|`.
       mean_abs_logit_error: mean of it.
-      changed_predictions: clips whose most likely class changed.
+      changed_predictions: clips whose most likely class changed; where a clip can
+        have several classes, clips of which a class came or went.
       condition_number: of U, 2-norm.
       logit_spread: standard deviation of the logits within a class over clips, root
         mean square over classes: how far logits move from clip to clip.
@@ -177,9 +178,17 @@ class Audit:
         )
 
 
-def _decision(logits: np.ndarray) -> np.ndarray:
-    """The most likely class of each clip; for a single logit, its sign."""
-    return logits[:, 0] > 0 if logits.shape[1] == 1 else np.argmax(logits, axis=1)
+def _decision(
+    logits: np.ndarray, activation: classifier_lib.Activation
+) -> np.ndarray:
+    """What is decided of each clip, `[clip, decisions]`.
+
+    The most likely class; each class's sign where a clip can have several classes, or
+    where there is a single logit.
+    """
+    if activation == "sigmoid" or logits.shape[1] == 1:
+        return logits > 0
+    return np.argmax(logits, axis=1)[:, None]
 
 
 def audit(
@@ -188,6 +197,7 @@ def audit(
     pooled: Float[Array | np.ndarray, "clip chan"],
     logits: Float[Array | np.ndarray, "clip classes"],
     *,
+    activation: classifier_lib.Activation = "softmax",
     tolerance: float = 1e-3,
 ) -> Audit:
     """Compares the transformed classifier with the untouched one on real clips.
@@ -197,6 +207,7 @@ def audit(
       head: the original head.
       pooled: pooled feature maps.
       logits: what the untouched network itself said of the same clips.
+      activation: how logits become decisions.
       tolerance: allowed error as a share of the logits' spread.
     """
     before = np.asarray(logits, np.float64)
@@ -213,13 +224,13 @@ def audit(
     with np.errstate(invalid="ignore"):
         error = np.nan_to_num(np.abs(after - before), nan=math.inf, posinf=math.inf)
         spread = float(np.sqrt(np.mean(np.var(before, axis=0))))
-    changed = _decision(after) != _decision(before)
+    changed = _decision(after, activation) != _decision(before, activation)
     matrix = np.asarray(transform.matrix, np.float64)
     return Audit(
         num_clips=len(before),
         max_abs_logit_error=float(error.max()),
         mean_abs_logit_error=float(error.mean()),
-        changed_predictions=int(changed.sum()),
+        changed_predictions=int(changed.any(axis=1).sum()),
         condition_number=(
             float(np.linalg.cond(matrix)) if np.isfinite(matrix).all() else math.inf
         ),

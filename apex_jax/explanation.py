@@ -1,16 +1,30 @@
 """What explaining a clip gives: plain values on the host, nothing to compute.
 
 An `Explanation` has `Channel`s, a channel has a region (`Area`s) in the clip and
-`Prototype`s, and each prototype has its own region in its own clip.
+`Prototype`s, and each prototype has its own region in its own clip. All of them are
+immutable and pytrees whose leaves are the numbers. Grad-CAM and LIME answer in the
+same type, with one channel that has no prototypes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
+import jax
 import numpy as np
 
-from apex_jax import bank, data, schemes
+from apex_jax import classifier as classifier_lib
+from apex_jax import data, disentangle, frontend, schemes
+
+Method = Literal["apex", "grad-cam", "lime"]
+
+
+def _static(default: object = dataclasses.MISSING) -> dataclasses.Field:
+    """A field that is part of a pytree's structure, not one of its leaves."""
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata={"static": True})
+    return dataclasses.field(default=default, metadata={"static": True})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,100 +33,152 @@ class Area:
 
     Attributes:
       box: in pixels of the spectrogram.
-      start_s: seconds from the start of the clip.
+      start_s: seconds from the start of the clip; None where no front end tells.
       end_s: seconds from the start of the clip.
-      low_hz: lower edge.
+      low_hz: lower edge; None where no front end tells.
       high_hz: upper edge.
     """
 
     box: schemes.Box
-    start_s: float
-    end_s: float
-    low_hz: float
-    high_hz: float
+    start_s: float | None = None
+    end_s: float | None = None
+    low_hz: float | None = None
+    high_hz: float | None = None
 
     def __str__(self) -> str:
+        if self.start_s is None or self.low_hz is None:
+            (low, high), (start, end) = self.box.rows, self.box.frames
+            return f"frames {start:g}-{end:g}, rows {low:g}-{high:g}"
         return (
             f"{self.start_s:.2f}-{self.end_s:.2f} s, "
             f"{self.low_hz:.0f}-{self.high_hz:.0f} Hz"
         )
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prototype:
     """A training clip that shows what a channel stands for.
 
     Attributes:
       clip: file, offset and class index.
-      class_name: of the clip.
+      class_name: of the clip; several are joined by commas.
       activation: `a_k`, the sum of the channel's map.
       purity: of its prototype vector, in [-1, 1].
+      location: `(row, column)` of the feature map, `schemes.ALL` along an axis that
+        the scheme leaves open.
       areas: its region by the scheme.
-      spectrogram: `[F_in, T_in]`, in the front end's units.
+      spectrogram: `[F_in, T_in]`, in the front end's units; None where there is none.
       heatmap: `[F_in, T_in]`, in [0, 1].
     """
 
-    clip: data.Clip
-    class_name: str
+    clip: data.Clip = _static()
+    class_name: str = _static()
     activation: float
     purity: float
-    areas: tuple[Area, ...]
-    spectrogram: np.ndarray = dataclasses.field(repr=False)
+    location: tuple[int, int] = _static()
+    areas: tuple[Area, ...] = _static()
+    spectrogram: np.ndarray | None = dataclasses.field(repr=False)
     heatmap: np.ndarray = dataclasses.field(repr=False)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Channel:
     """One of the channels that contribute most.
 
     Attributes:
-      index: k.
-      contribution: to the explained class's logit.
+      index: k; None where the heatmap belongs to no channel (Grad-CAM, LIME).
+      contribution: to the explained class's logit, signed.
+      location: `(row, column)` of the feature map, as in `Prototype`.
       areas: its region in the clip by the scheme.
       heatmap: `[F_in, T_in]`, in [0, 1].
-      prototypes: training clips, strongest first.
+      prototypes: training clips that excite the channel most, strongest first.
+      negatives: training clips that excite it least, if they were asked for.
     """
 
-    index: int
+    index: int | None = _static()
     contribution: float
-    areas: tuple[Area, ...]
+    location: tuple[int, int] = _static()
+    areas: tuple[Area, ...] = _static()
     heatmap: np.ndarray = dataclasses.field(repr=False)
-    prototypes: tuple[Prototype, ...]
+    prototypes: tuple[Prototype, ...] = ()
+    negatives: tuple[Prototype, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """How the explainer was made, for whoever has to judge its explanations.
+
+    Attributes:
+      audit: how well the transformed classifier reproduces the untouched one.
+      purity: mean purity of the prototypes before and after the optimisation.
+      settings: names and values, in the order in which they are to be shown.
+      versions: packages and their versions.
+    """
+
+    audit: disentangle.Audit | None = None
+    purity: tuple[float, float] | None = None
+    settings: tuple[tuple[str, str], ...] = ()
+    versions: tuple[tuple[str, str], ...] = ()
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explanation:
     """Why a classifier says what it says of a clip.
 
     Attributes:
-      source: where the sound came from.
+      source: the sound file's path; "waveform", "spectrogram" or "feature map" where
+        that was given instead.
       offset_s: where in the source the clip starts; areas count from there.
-      sound_s: how much of the clip is sound; the rest was filled with silence.
+      sound_s: how much of the clip is sound, the rest was filled with silence; None
+        where no sound was given.
+      waveform: the clip's own samples `[sample]` where a waveform was given; of a
+        file the sound is in the file.
+      sample_rate: of `waveform`, Hz.
       class_names: in the order of the logits.
+      activation: how logits become probabilities.
       logits: the untouched network's, `[classes]`.
       predicted: index of the most likely class.
       target: index of the class explained.
+      method: what made the explanation.
       scheme: where regions lie.
-      sign: whether the prototypes excite their channel most or least.
-      spectrogram: `[F_in, T_in]`, what the network saw.
+      front_end: tells seconds and hertz; None where it is not known.
+      spectrogram: `[F_in, T_in]`, what the network saw; None where it is not known.
       channels: the top channels, largest contribution first.
-      evidence_share: the part of all positive contributions that they carry.
+      contributions: of all channels to the explained class, `[chan]`.
+      evidence_share: the part of all positive contributions that `channels` carry.
+      provenance: how the explainer was made.
     """
 
-    source: str
-    offset_s: float
-    sound_s: float
-    class_names: tuple[str, ...]
+    source: str = _static()
+    offset_s: float = _static(0.0)
+    sound_s: float | None = _static(None)
+    waveform: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    sample_rate: int | None = _static(None)
+    class_names: tuple[str, ...] = _static()
+    activation: classifier_lib.Activation = _static("softmax")
     logits: np.ndarray
-    predicted: int
-    target: int
-    scheme: schemes.Scheme
-    sign: bank.Sign
-    spectrogram: np.ndarray = dataclasses.field(repr=False)
+    predicted: int = _static()
+    target: int = _static()
+    method: Method = _static("apex")
+    scheme: schemes.Scheme = _static()
+    front_end: frontend.FrontEnd | None = _static(None)
+    spectrogram: np.ndarray | None = dataclasses.field(repr=False)
     channels: tuple[Channel, ...]
+    contributions: np.ndarray = dataclasses.field(repr=False)
     evidence_share: float
+    provenance: Provenance = dataclasses.field(
+        default=Provenance(), repr=False, metadata={"static": True}
+    )
 
     @property
     def class_name(self) -> str:
         """The class explained."""
         return self.class_names[self.target]
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Of each class, `[classes]`: they sum to 1 under softmax only."""
+        return classifier_lib.probabilities(self.logits, self.activation)

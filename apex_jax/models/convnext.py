@@ -244,12 +244,17 @@ def forward(
     return model.fold(body), model.logits(body)
 
 
-def as_classifier(model: ConvNeXt, class_names: Sequence[str]) -> classifier.Classifier:
+def as_classifier(
+    model: ConvNeXt,
+    class_names: Sequence[str],
+    activation: classifier.Activation = "softmax",
+) -> classifier.Classifier:
     """The network as the rest of the package sees it.
 
     Args:
       model: the network; it becomes the classifier's `params`.
       class_names: one name a class, in the order of the logits.
+      activation: how its logits become probabilities.
 
     Returns:
       The classifier; `params` is an argument of everything jitted, never a constant.
@@ -266,6 +271,7 @@ def as_classifier(model: ConvNeXt, class_names: Sequence[str]) -> classifier.Cla
         forward_fn=forward,
         class_names=tuple(class_names),
         stride=(model.stride, model.stride),
+        activation=activation,
     )
 
 
