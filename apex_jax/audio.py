@@ -30,6 +30,7 @@ from apex_jax.frontend import (
 __all__ = [
     "AudioError",
     "FrontEnd",
+    "clip_of",
     "duration",
     "fit_length",
     "load",
@@ -144,6 +145,66 @@ def load_clip(
             path,
             f"too short: {len(waveform)} samples at {front_end.sample_rate} Hz from "
             f"{offset_s:g} s; one analysis window takes {window}",
+        )
+    return fit_length(waveform, front_end.num_samples)
+
+
+def clip_of(
+    samples: Float[np.ndarray, " sample"],
+    sample_rate: int,
+    front_end: FrontEnd,
+    offset_s: Real = 0.0,
+) -> Float[np.ndarray, " fitted"]:
+    """The clip of `front_end.num_samples` that starts at `offset_s` of samples.
+
+    What `load_clip` is for files. Other rates are resampled by soxr.
+
+    Args:
+      samples: floating point, one channel, full scale 1.
+      sample_rate: theirs, Hz.
+      front_end: for the rate and the length.
+      offset_s: start of the clip in seconds.
+
+    Raises:
+      ValueError: not floating point, not one channel, NaN, infinite or absurdly large,
+        an offset outside, or less than one window of sound.
+    """
+    if not np.issubdtype(samples.dtype, np.floating):
+        raise ValueError(
+            f"a waveform must be floating point with full scale 1; got {samples.dtype}"
+        )
+    if samples.ndim != 1:
+        raise ValueError(
+            f"a waveform must be one channel, [sample]; got shape {samples.shape}"
+        )
+    # Written so that NaN is caught too.
+    if not (np.abs(samples) <= LARGEST_SAMPLE).all():
+        raise ValueError(
+            f"a waveform must be finite and of magnitude up to {LARGEST_SAMPLE:g} "
+            "(full scale is 1); got NaN, infinity or more"
+        )
+    if sample_rate < 1:
+        raise ValueError(f"sample_rate must be at least 1 Hz; got {sample_rate}")
+    start = round(offset_s * sample_rate) if math.isfinite(offset_s) else -1
+    if not 0 <= start < len(samples):
+        raise ValueError(
+            f"offset_s must lie within the waveform of {len(samples)} samples; got "
+            f"{offset_s} s"
+        )
+    waveform = samples[start:][: math.ceil(front_end.clip_s * sample_rate)]
+    waveform = waveform.astype(np.float32)
+    if sample_rate != front_end.sample_rate:
+        import soxr
+
+        waveform = soxr.resample(
+            waveform, sample_rate, front_end.sample_rate, quality="HQ"
+        )
+    window = front_end.win_length or front_end.n_fft
+    if len(waveform) < window:
+        raise ValueError(
+            f"the waveform is too short: {len(waveform)} samples at "
+            f"{front_end.sample_rate} Hz from {offset_s:g} s; one analysis window "
+            f"takes {window}"
         )
     return fit_length(waveform, front_end.num_samples)
 

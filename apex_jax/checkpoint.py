@@ -8,8 +8,10 @@ its path whole or not at all.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import os
 import pathlib
+import platform
 import shutil
 from collections.abc import Sequence
 from typing import Any
@@ -169,6 +171,13 @@ def load_classifier(
     shape = {name: tuple(metadata["config"][name]) for name in ("depths", "dims")}
     config = convnext.ConvNeXtConfig(**{**metadata["config"], **shape})
     return convnext.from_named_arrays(config, arrays), metadata
+
+
+def versions() -> tuple[tuple[str, str], ...]:
+    """Python, and the packages that decide the numbers, each with its version."""
+    packages = ("apex-jax", "jax", "flax", "optax", "numpy", "librosa", "scikit-learn")
+    found = ((name, importlib.metadata.version(name)) for name in packages)
+    return (("python", platform.python_version()), *found)
 
 
 def _read_format(path: pathlib.Path) -> tuple[dict[str, Any], Any]:

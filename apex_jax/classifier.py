@@ -9,7 +9,7 @@ the pooled map and the logits.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -82,6 +82,46 @@ class Classifier:
     ) -> tuple[jax.Array, jax.Array]:
         """Feature map `[batch, F, T, chan]` and own logits `[batch, classes]`."""
         return self.forward_fn(self.params, spectrogram)
+
+
+def of_maps(
+    head: LinearHead,
+    class_names: Sequence[str],
+    *,
+    activation: Activation = "softmax",
+    stride: tuple[int, int] | None = None,
+) -> Classifier:
+    """A classifier of another framework, known by its feature maps and its head.
+
+    Args:
+      head: its linear layer after pooling.
+      class_names: one name a class, in the order of the logits.
+      activation: how its logits become probabilities.
+      stride: spectrogram rows and frames a cell covers; None for an even division.
+
+    Raises:
+      ValueError: not one name a class.
+    """
+    if len(class_names) != len(head.weight):
+        raise ValueError(
+            f"class_names needs one name for each of {len(head.weight)} classes; got "
+            f"{len(class_names)}"
+        )
+    return Classifier(
+        params=None,
+        head=head,
+        forward_fn=_elsewhere,
+        class_names=tuple(class_names),
+        stride=stride,
+        activation=activation,
+    )
+
+
+def _elsewhere(params: None, spectrogram: jax.Array) -> tuple[jax.Array, jax.Array]:
+    raise ValueError(
+        "this classifier is known by feature maps that were computed elsewhere and "
+        "cannot be run here; explain clips by their maps (`from_map`)"
+    )
 
 
 def probabilities(

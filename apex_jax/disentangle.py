@@ -130,13 +130,18 @@ class Audit:
     tolerance: float
 
     @property
-    def passed(self) -> bool:
-        """No prediction changed and the error is within tolerance."""
+    def allowed(self) -> float:
+        """The largest `|yhat - y|` that passes."""
         # Where logits hardly differ from clip to clip, float32's own resolution of
         # them is the yardstick.
         resolution = 1e-5 * max(1.0, self.largest_logit)
-        yardstick = max(self.tolerance * self.logit_spread, resolution)
-        return self.changed_predictions == 0 and self.max_abs_logit_error <= yardstick
+        return max(self.tolerance * self.logit_spread, resolution)
+
+    @property
+    def passed(self) -> bool:
+        """No prediction changed and the error is within tolerance."""
+        within = self.max_abs_logit_error <= self.allowed
+        return self.changed_predictions == 0 and within
 
     def check(self) -> Audit:
         """Returns itself, or raises.
@@ -178,9 +183,7 @@ class Audit:
         )
 
 
-def _decision(
-    logits: np.ndarray, activation: classifier_lib.Activation
-) -> np.ndarray:
+def _decision(logits: np.ndarray, activation: classifier_lib.Activation) -> np.ndarray:
     """What is decided of each clip, `[clip, decisions]`.
 
     The most likely class; each class's sign where a clip can have several classes, or

@@ -1,7 +1,7 @@
 """What a channel says for a class, and where (method, section 7).
 
-In come the compensated head and a clip's map; out come the channels' contributions to
-a class and a channel's heatmap. Unbatched: callers `jax.vmap` them.
+In come the compensated head and a clip's map, or its averages; out come the channels'
+contributions to a class and a channel's heatmap. Unbatched: callers `jax.vmap` them.
 """
 
 from __future__ import annotations
@@ -29,10 +29,32 @@ def contributions(
     return head.weight[target] * jax.nn.relu(pooled)
 
 
+def channel_map(
+    transform: disentangle.Transform,
+    views: schemes.Views,
+    channel: Int[Array, ""],
+) -> Float[Array, "map_freq map_time"]:
+    """`Zhat_k` over the cells, `[F, T]`. Unbatched.
+
+    Where only row and column averages were kept, their sum less the mean: the best
+    approximation (least squares) that is a row's part plus a column's part.
+    """
+    row = transform.matrix[channel]
+
+    def along(vectors: jax.Array) -> jax.Array:
+        centre = transform.centre.reshape((1,) * (vectors.ndim - 1) + (-1,))
+        return jnp.matmul(vectors - centre, row, precision=disentangle.HIGHEST)
+
+    if views.cells is not None:
+        return along(jnp.asarray(views.cells))
+    rows, columns = along(jnp.asarray(views.rows)), along(jnp.asarray(views.columns))
+    return rows[:, None] + columns[None, :] - jnp.mean(rows)
+
+
 def heatmap(
     head: classifier_lib.LinearHead,
     transform: disentangle.Transform,
-    feature_map: Float[Array, "freq time chan"],
+    views: schemes.Views,
     channel: Int[Array, ""],
     target: Int[Array, ""],
     *,
@@ -46,15 +68,13 @@ def heatmap(
     Args:
       head: the compensated head.
       transform: U, mu.
-      feature_map: the clip's folded map.
+      views: of the clip's folded map.
       channel: k.
       target: the class c.
       grid: how the map lies on the spectrogram.
     """
-    centred = feature_map - transform.centre[None, None, :]
-    row = transform.matrix[channel]
-    cells = jnp.matmul(centred, row, precision=disentangle.HIGHEST)
-    bias = head.bias[target] / row.size
+    cells = channel_map(transform, views, channel)
+    bias = head.bias[target] / head.weight.shape[1]
     cells = jax.nn.relu(head.weight[target, channel] * cells + bias)
     largest = jnp.max(cells)
     return grid.upsample(cells / jnp.where(largest > 0, largest, 1.0))

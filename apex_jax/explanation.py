@@ -13,6 +13,7 @@ from typing import Literal
 
 import jax
 import numpy as np
+from jaxtyping import Array, Int
 
 from apex_jax import classifier as classifier_lib
 from apex_jax import data, disentangle, frontend, schemes
@@ -20,11 +21,8 @@ from apex_jax import data, disentangle, frontend, schemes
 Method = Literal["apex", "grad-cam", "lime"]
 
 
-def _static(default: object = dataclasses.MISSING) -> dataclasses.Field:
-    """A field that is part of a pytree's structure, not one of its leaves."""
-    if default is dataclasses.MISSING:
-        return dataclasses.field(metadata={"static": True})
-    return dataclasses.field(default=default, metadata={"static": True})
+# A field that is part of a pytree's structure, not one of its leaves.
+STATIC = {"static": True}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,12 +70,12 @@ class Prototype:
       heatmap: `[F_in, T_in]`, in [0, 1].
     """
 
-    clip: data.Clip = _static()
-    class_name: str = _static()
+    clip: data.Clip = dataclasses.field(metadata=STATIC)
+    class_name: str = dataclasses.field(metadata=STATIC)
     activation: float
     purity: float
-    location: tuple[int, int] = _static()
-    areas: tuple[Area, ...] = _static()
+    location: tuple[int, int] = dataclasses.field(metadata=STATIC)
+    areas: tuple[Area, ...] = dataclasses.field(metadata=STATIC)
     spectrogram: np.ndarray | None = dataclasses.field(repr=False)
     heatmap: np.ndarray = dataclasses.field(repr=False)
 
@@ -97,10 +95,10 @@ class Channel:
       negatives: training clips that excite it least, if they were asked for.
     """
 
-    index: int | None = _static()
+    index: int | None = dataclasses.field(metadata=STATIC)
     contribution: float
-    location: tuple[int, int] = _static()
-    areas: tuple[Area, ...] = _static()
+    location: tuple[int, int] = dataclasses.field(metadata=STATIC)
+    areas: tuple[Area, ...] = dataclasses.field(metadata=STATIC)
     heatmap: np.ndarray = dataclasses.field(repr=False)
     prototypes: tuple[Prototype, ...] = ()
     negatives: tuple[Prototype, ...] = ()
@@ -152,25 +150,29 @@ class Explanation:
       provenance: how the explainer was made.
     """
 
-    source: str = _static()
-    offset_s: float = _static(0.0)
-    sound_s: float | None = _static(None)
+    source: str = dataclasses.field(metadata=STATIC)
+    offset_s: float = dataclasses.field(default=0.0, metadata=STATIC)
+    sound_s: float | None = dataclasses.field(default=None, metadata=STATIC)
     waveform: np.ndarray | None = dataclasses.field(default=None, repr=False)
-    sample_rate: int | None = _static(None)
-    class_names: tuple[str, ...] = _static()
-    activation: classifier_lib.Activation = _static("softmax")
+    sample_rate: int | None = dataclasses.field(default=None, metadata=STATIC)
+    class_names: tuple[str, ...] = dataclasses.field(metadata=STATIC)
+    activation: classifier_lib.Activation = dataclasses.field(
+        default="softmax", metadata=STATIC
+    )
     logits: np.ndarray
-    predicted: int = _static()
-    target: int = _static()
-    method: Method = _static("apex")
-    scheme: schemes.Scheme = _static()
-    front_end: frontend.FrontEnd | None = _static(None)
+    predicted: int = dataclasses.field(metadata=STATIC)
+    target: int = dataclasses.field(metadata=STATIC)
+    method: Method = dataclasses.field(default="apex", metadata=STATIC)
+    scheme: schemes.Scheme = dataclasses.field(metadata=STATIC)
+    front_end: frontend.FrontEnd | None = dataclasses.field(
+        default=None, metadata=STATIC
+    )
     spectrogram: np.ndarray | None = dataclasses.field(repr=False)
     channels: tuple[Channel, ...]
     contributions: np.ndarray = dataclasses.field(repr=False)
     evidence_share: float
     provenance: Provenance = dataclasses.field(
-        default=Provenance(), repr=False, metadata={"static": True}
+        default=Provenance(), repr=False, metadata=STATIC
     )
 
     @property
@@ -182,3 +184,40 @@ class Explanation:
     def probabilities(self) -> np.ndarray:
         """Of each class, `[classes]`: they sum to 1 under softmax only."""
         return classifier_lib.probabilities(self.logits, self.activation)
+
+
+def areas(
+    grid: schemes.Grid,
+    scheme: schemes.Scheme,
+    location: Int[Array | np.ndarray, "2"],
+    front_end: frontend.FrontEnd | None,
+) -> tuple[Area, ...]:
+    """The region at a location in pixels and, with a front end, seconds and hertz.
+
+    Args:
+      grid: how the map's cells lie on the spectrogram.
+      scheme: what a location stands for.
+      location: `(row, column)` of the map, from `schemes.locate`.
+      front_end: settings of the spectrogram, or None.
+
+    Returns:
+      One rectangle; column and row for time-frequency.
+    """
+    found = []
+    row, column = np.asarray(location).tolist()
+    for box in grid.boxes(scheme, (row, column)):
+        if front_end is None:
+            found.append(Area(box=box))
+            continue
+        low_hz, high_hz = front_end.band_hz(*box.rows)
+        start_s, end_s = front_end.span_s(*box.frames)
+        found.append(
+            Area(
+                box=box,
+                start_s=float(start_s),
+                end_s=float(end_s),
+                low_hz=float(low_hz),
+                high_hz=float(high_hz),
+            )
+        )
+    return tuple(found)

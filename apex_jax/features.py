@@ -7,6 +7,7 @@ the host as NumPy arrays, or spread over the devices of a mesh by `to_mesh`.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from apex_jax import classifier as classifier_lib
 from apex_jax import disentangle, schemes
 from apex_jax import mesh as mesh_lib
 
@@ -54,7 +54,7 @@ class Features:
 
 
 def from_maps(
-    maps: Float[Array | np.ndarray, "clip freq time chan"],
+    maps: Float[Array | np.ndarray, "clip freq time chan"] | schemes.Views,
     logits: Float[Array | np.ndarray, "clip classes"],
     *,
     keep_cells: bool = True,
@@ -62,25 +62,40 @@ def from_maps(
     """Features of maps that were computed elsewhere, by any framework.
 
     Args:
-      maps: folded feature maps: their mean over F and T, through the linear head,
-        must give `logits`.
+      maps: folded feature maps, or only their row and column averages: their mean
+        over F and T, through the linear head, must give `logits`.
       logits: the network's own.
       keep_cells: keep the maps, as the square scheme needs.
 
     Raises:
-      ValueError: the shapes do not fit together or a value is not finite.
+      ValueError: the shapes do not fit together, a value is not finite, or row and
+        column averages are not of the same maps.
     """
-    if maps.ndim != 4 or logits.ndim != 2 or len(maps) != len(logits):
-        raise ValueError(
-            "maps must be [clip, F, T, chan] and logits [clip, classes] with the same "
-            f"number of clips; got {maps.shape} and {logits.shape}"
-        )
-    if not (np.isfinite(maps).all() and np.isfinite(logits).all()):
+    given: dict[str, Any] = {"maps": maps}
+    if isinstance(maps, schemes.Views):
+        given = {"rows": maps.rows, "columns": maps.columns}
+        given |= {} if maps.cells is None else {"cells": maps.cells}
+    for name, array in given.items():
+        wanted = 3 if name in ("rows", "columns") else 4
+        if array.ndim != wanted or len(array) != len(logits) or logits.ndim != 2:
+            axes = {"rows": "F", "columns": "T"}.get(name, "F, T")
+            raise ValueError(
+                f"{name} must be [clip, {axes}, chan] and logits [clip, classes] with "
+                f"the same number of clips; got {array.shape} and {logits.shape}"
+            )
+    if not all(np.isfinite(array).all() for array in (*given.values(), logits)):
         raise ValueError("maps and logits must be finite; got NaN or infinity")
-    maps = jnp.asarray(maps)
+    if isinstance(maps, schemes.Views):
+        views = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), maps)
+    else:
+        views = schemes.views(jnp.asarray(maps), keep_cells=keep_cells)
+    pooled = jnp.mean(views.rows, axis=1)
+    again = jnp.mean(views.columns, axis=1)
+    if not np.allclose(pooled, again, rtol=1e-3, atol=1e-3 * float(jnp.std(pooled))):
+        raise ValueError(
+            "rows and columns must be averages of the same maps, so that both have the "
+            f"same mean; they differ by up to {float(jnp.max(abs(pooled - again))):.3g}"
+        )
     return Features(
-        pooled=classifier_lib.pool(maps),
-        logits=jnp.asarray(logits),
-        views=schemes.views(maps, keep_cells=keep_cells),
-        num_clips=len(maps),
+        pooled=pooled, logits=jnp.asarray(logits), views=views, num_clips=len(logits)
     )

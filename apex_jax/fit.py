@@ -1,19 +1,35 @@
 """Fitting APEX to a classifier: U, the audit, the banks (method, sections 2 to 6).
 
-In come a classifier and the cached features of its training clips; out comes an
-`Explainer` of which it is known that it changes no prediction on those clips.
+In come a classifier and the cached features of its training clips, or feature maps
+that any framework computed; out comes an `Explainer` of which it is known that it
+changes no prediction on those clips.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
-from apex_jax import audio, bank, cache, disentangle, explain, optimize, schemes
+from apex_jax import (
+    audio,
+    bank,
+    cache,
+    checkpoint,
+    data,
+    disentangle,
+    explain,
+    explanation,
+    gallery,
+    optimize,
+    schemes,
+)
 from apex_jax import classifier as classifier_lib
+from apex_jax import features as features_lib
 from apex_jax import mesh as mesh_lib
 
 
@@ -36,15 +52,16 @@ def explainer(
     key: jax.Array,
     classifier: classifier_lib.Classifier,
     cached: cache.Cached,
-    front_end: audio.FrontEnd,
+    front_end: audio.FrontEnd | None,
     scheme: schemes.Scheme,
     *,
     config: optimize.Config | None = None,
     base: disentangle.Transform | None = None,
+    settings: Sequence[tuple[str, str]] = (),
     mesh: Mesh | None = None,
     on_epoch: Callable[[int, float], None] = lambda epoch, purity: None,
 ) -> Fit:
-    """Learns U, audits it, and builds the positive and negative banks.
+    """Learns U, audits it, and builds the positive, negative and raw banks.
 
     Args:
       key: for the order of the pairs.
@@ -55,26 +72,40 @@ def explainer(
       config: of the optimisation; None for the paper's.
       base: fixed coordinates in which to learn A; None for the channels as they are,
         which is the paper's way.
+      settings: names and values worth telling in a report, before the fit's own.
       mesh: devices; None for all.
       on_epoch: called with the number of epochs done and the epoch's mean purity.
 
     Raises:
-      InvarianceError: the transformed classifier does not give the same predictions.
+      InvarianceError: the head does not give the network's logits, or the transformed
+        classifier does not give the same predictions.
       ValueError: see `optimize.fit`.
     """
     config = optimize.Config() if config is None else config
     mesh = mesh_lib.make() if mesh is None else mesh
+    scheme = schemes.parse(scheme)
+    chan = classifier.head.weight.shape[1]
+
+    def audit_of(transform: disentangle.Transform) -> disentangle.Audit:
+        return disentangle.audit(
+            transform,
+            classifier.head,
+            cached.features.pooled,
+            cached.features.logits,
+            activation=classifier.activation,
+        ).check()
+
+    # Before the work: a norm that was not folded, a head of another network.
+    audit_of(disentangle.identity(chan))
     features = cached.features.to_mesh(mesh)
     coordinates = features if base is None else features.moved(base)
     generator, history = optimize.fit(
         key, coordinates, scheme, config=config, mesh=mesh, on_epoch=on_epoch
     )
     transform = disentangle.from_generator(generator, base)
-    audit = disentangle.audit(
-        transform, classifier.head, cached.features.pooled, cached.features.logits
-    ).check()
+    audit = audit_of(transform)
 
-    def build(sign: bank.Sign) -> bank.Bank:
+    def build(transform: disentangle.Transform, sign: bank.Sign) -> bank.Bank:
         return bank.build(
             transform,
             features,
@@ -88,11 +119,129 @@ def explainer(
         explainer=explain.Explainer(
             classifier=classifier,
             transform=transform,
-            positive=build("positive"),
-            negative=build("negative"),
+            positive=build(transform, "positive"),
+            negative=build(transform, "negative"),
+            raw=build(disentangle.identity(chan), "positive"),
             clips=cached.clips,
             front_end=front_end,
+            provenance=explanation.Provenance(
+                audit=audit,
+                purity=(history.round_purity[0], history.round_purity[-1]),
+                settings=(*settings, *_settings(config, features, scheme)),
+                versions=checkpoint.versions(),
+            ),
         ),
         history=history,
         audit=audit,
+    )
+
+
+def from_maps(
+    key: jax.Array,
+    maps: Float[Array | np.ndarray, "clip freq time chan"] | schemes.Views,
+    logits: Float[Array | np.ndarray, "clip classes"],
+    head: classifier_lib.LinearHead,
+    scheme: schemes.Scheme,
+    *,
+    class_names: Sequence[str] | None = None,
+    clips: Sequence[data.Clip] | None = None,
+    activation: classifier_lib.Activation = "softmax",
+    front_end: audio.FrontEnd | None = None,
+    spectrograms: Float[np.ndarray, "clip rows frames"] | None = None,
+    stride: tuple[int, int] | None = None,
+    config: optimize.Config | None = None,
+    base: disentangle.Transform | None = None,
+    mesh: Mesh | None = None,
+    on_epoch: Callable[[int, float], None] = lambda epoch, purity: None,
+) -> Fit:
+    """Fits APEX to a classifier of any framework, from its training clips' maps.
+
+    The explainer then explains clips by their maps (`Explainer.from_map`).
+
+    Args:
+      key: for the order of the pairs.
+      maps: folded feature maps, or their averages (`schemes.Views`), which serve all
+        schemes but square. Their mean, through `head`, must give `logits`.
+      logits: the network's own.
+      head: its linear layer after pooling.
+      scheme: where prototypes lie.
+      class_names: one a class; None for their numbers.
+      clips: where the maps come from, files and classes; None for unnamed clips of
+        the classes that `logits` say.
+      activation: how logits become probabilities.
+      front_end: tells the seconds and hertz of a region; None for pixels alone.
+      spectrograms: to draw prototypes on; None for those of `clips`' files where
+        there is a front end, else none.
+      stride: pixels that a cell covers; None if cells divide the spectrogram evenly.
+      config: of the optimisation; None for the paper's.
+      base: as in `explainer`, like the next two.
+      mesh: devices.
+      on_epoch: called after each epoch.
+
+    Raises:
+      InvarianceError: head, maps and logits do not belong together, or see
+        `explainer`.
+      ValueError: shapes that do not fit together, values that are not finite.
+    """
+    features = features_lib.from_maps(maps, logits)
+    classes = [str(index) for index in range(logits.shape[1])]
+    classifier = classifier_lib.of_maps(
+        head,
+        classes if class_names is None else class_names,
+        activation=activation,
+        stride=stride,
+    )
+    if clips is None:
+        best = np.argmax(np.asarray(logits), axis=1)
+        clips = [
+            data.Clip(path=f"clip {i}", label=int(label))
+            for i, label in enumerate(best)
+        ]
+    elif spectrograms is None and front_end is not None:
+        waveforms = (
+            audio.load_clip(clip.path, front_end, clip.offset_s) for clip in clips
+        )
+        spectrograms = np.concatenate(
+            [audio.spectrogram(front_end, waveform[None]) for waveform in waveforms]
+        )
+    for name, given in (("clips", clips), ("spectrograms", spectrograms)):
+        if given is not None and len(given) != features.num_clips:
+            raise ValueError(
+                f"{name} must be one a map, {features.num_clips}; got {len(given)}"
+            )
+    made = explainer(
+        key,
+        classifier,
+        cache.Cached(features=features, clips=tuple(clips)),
+        front_end,
+        scheme,
+        config=config,
+        base=base,
+        mesh=mesh,
+        on_epoch=on_epoch,
+    )
+    views = jax.tree.map(np.asarray, features.views)
+    kept = gallery.Kept(views=views, spectrogram=spectrograms)
+    return dataclasses.replace(
+        made, explainer=dataclasses.replace(made.explainer, kept=kept)
+    )
+
+
+def _settings(
+    config: optimize.Config, features: features_lib.Features, scheme: schemes.Scheme
+) -> tuple[tuple[str, str], ...]:
+    """The fit in words, as a report shows it."""
+    chan = features.pooled.shape[-1]
+    return (
+        ("scheme", scheme.replace("_", "-")),
+        ("training clips", f"{features.num_clips:,}"),
+        ("channels", f"{chan:,}"),
+        ("feature map", f"{features.map_shape[0]} x {features.map_shape[1]} cells"),
+        ("epochs", str(config.epochs)),
+        (
+            "prototypes a channel",
+            f"{config.prototypes_start} falling to {config.prototypes_end}",
+        ),
+        ("learning rate", f"{config.learning_rate:g}"),
+        ("pairs a step", str(config.batch_size)),
     )

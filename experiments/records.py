@@ -29,7 +29,7 @@ HEADER = (
 
 def write_bank(file: Path, explainer: explain.Explainer) -> None:
     """The prototypes of every channel as a table that a person can read."""
-    grid = explainer.grid(explainer.map_shape, explainer.front_end.shape)
+    grid = explainer.grid()
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(HEADER)
@@ -49,7 +49,7 @@ def write_bank(file: Path, explainer: explain.Explainer) -> None:
                         rank + 1,
                         source.path,
                         f"{source.offset_s:.3f}",
-                        explainer.classifier.class_names[source.label],
+                        ", ".join(explainer.classifier.class_names[c] for c in source.labels),
                         f"{activation[at]:.6g}",
                         f"{purity[at]:.4f}",
                         "; ".join(str(area) for area in areas),

@@ -99,7 +99,7 @@ def draw_examples(
         for name in drawn:
             clip = first[name]
             result = explainer(clip.path, offset_s=clip.offset_s)
-            figure = plot.explained(result, explainer.front_end)
+            figure = plot.explained(result, result.front_end)
             figure.savefig(directory / f"{clip.group}_{name}.png", dpi=100)
             on_progress(1)
 

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from apex_jax import (
     disentangle,
     evidence,
     explain,
+    gallery,
+    look,
     schemes,
 )
 from apex_jax import features as features_lib
@@ -210,7 +213,7 @@ def test_heatmap_of_a_channel(bias, explainer, seen):
         found = evidence.heatmap(
             biased.transform.compensate(head),
             biased.transform,
-            jnp.asarray(shown[2][1]),
+            schemes.views(jnp.asarray(shown[2][1]), keep_cells=True),
             jnp.int32(k),
             jnp.int32(1),
             grid=grid,
@@ -297,7 +300,7 @@ def assert_same(one, other):
                 assert one.path.name == other.path.name
             else:
                 assert_same(getattr(one, field.name), getattr(other, field.name))
-    elif isinstance(one, tuple):
+    elif isinstance(one, tuple | list):
         assert len(one) == len(other)
         for mine, theirs in zip(one, other, strict=True):
             assert_same(mine, theirs)
@@ -337,9 +340,13 @@ def test_waveform_and_file_agree(offset_s, explainer):
     path = explainer.clips[3].path  # 0.7 s
     waveform, _ = soundfile.read(path, dtype="float32")
     from_file = explainer(path, offset_s=offset_s)
-    from_waveform = explainer(waveform, offset_s=offset_s)
-    assert from_waveform.source == "waveform"
-    assert_same(dataclasses.replace(from_file, source="waveform"), from_waveform)
+    rate = FRONT_END.sample_rate
+    from_waveform = explainer(waveform, sample_rate=rate, offset_s=offset_s)
+    first = round(offset_s * rate)
+    heard = waveform[first : first + FRONT_END.num_samples]
+    np.testing.assert_array_equal(from_waveform.waveform, heard)
+    in_memory = {"source": "waveform", "waveform": heard, "sample_rate": rate}
+    assert_same(dataclasses.replace(from_file, **in_memory), from_waveform)
     np.testing.assert_allclose(
         from_file.spectrogram,
         test_cache.map_of(
@@ -347,7 +354,9 @@ def test_waveform_and_file_agree(offset_s, explainer):
         )[0],
         atol=1e-4,
     )
-    doubles = explainer(waveform.astype(np.float64), offset_s=offset_s)
+    doubles = explainer(
+        waveform.astype(np.float64), sample_rate=rate, offset_s=offset_s
+    )
     assert_same(from_waveform, doubles)
 
 
@@ -358,27 +367,182 @@ def test_offset_is_heard(explainer):
 
 
 @pytest.mark.parametrize(
-    ("waveform", "message"),
+    ("sound", "message"),
     [
-        (np.zeros((2, 4000), np.float32), r"one channel.*\(2, 4000\)"),
+        (np.zeros((2, 4000), np.float32), r"\[24, 32\].*got shape \[2, 4000\]"),
+        (np.full((24, 32), np.nan, np.float32), "and finite"),
         (np.full(4000, np.nan, np.float32), "NaN, infinity"),
-        (np.full(4000, 1e20), r"1e\+15.*full scale is 1"),
-        (np.zeros(0, np.float32), "of 0 samples"),
-        (np.zeros(100, np.float32), "too short.*100 samples.*256"),
-        (np.zeros(4000, np.int16), "floating point.*full scale 1; got int16"),
+        ([0.1, 0.2], "a file's path, a waveform.*got float"),
     ],
 )
-def test_impossible_waveforms(waveform, message, explainer):
+def test_impossible_sounds(sound, message, explainer):
     # The annotation refuses some of them, but only in tests.
-    read = explain.Explainer._read
+    read = look._read
+    sound = sound[0] if isinstance(sound, list) else sound
     with pytest.raises(ValueError, match=message):
-        getattr(read, "__wrapped__", read)(explainer, waveform, 0.0)
+        getattr(read, "__wrapped__", read)(FRONT_END, sound, 0.0, 8000)
+
+
+def test_a_waveform_says_how_fast_it_is(explainer):
+    with pytest.raises(ValueError, match="sample_rate must say"):
+        explainer(np.zeros(4000, np.float32))
+
+
+def test_a_waveform_of_another_rate(explainer):
+    """The same tone, sampled twice as fast, is the same clip."""
+    rate = FRONT_END.sample_rate
+    slow, fast = (
+        0.3 * np.sin(2 * np.pi * 440 * np.arange(r) / r).astype(np.float32)
+        for r in (rate, 2 * rate)
+    )
+    one = explainer(slow, sample_rate=rate, num_prototypes=1)
+    other = explainer(fast, sample_rate=2 * rate, num_prototypes=1)
+    row = np.argmax(one.spectrogram.mean(axis=1))
+    np.testing.assert_allclose(
+        other.spectrogram[row, 2:-2], one.spectrogram[row, 2:-2], atol=0.01
+    )
+    assert len(other.waveform) == FRONT_END.clip_s * 2 * rate
+
+
+def test_a_spectrogram(explainer):
+    clip = explainer.clips[5]
+    from_file = explainer(clip.path)
+    found = explainer(np.array(from_file.spectrogram))
+    assert found.source == "spectrogram"
+    assert found.sound_s is None
+    assert found.waveform is None
+    same = {"source": "spectrogram", "sound_s": None}
+    assert_same(dataclasses.replace(from_file, **same), found)
+
+
+def test_several_sounds_at_once(explainer):
+    """Each as if it came alone; more of them than fit into the network together."""
+    explainer = dataclasses.replace(explainer, chunk_size=3)
+    paths = [clip.path for clip in explainer.clips[:4]]
+    waveform = np.float32(soundfile.read(paths[0])[0])
+    sounds = [*paths, waveform, np.array(explainer(paths[1]).spectrogram)]
+    options = {"num_channels": 2, "num_prototypes": 1, "target": "low"}
+    found = explainer(sounds, sample_rate=FRONT_END.sample_rate, **options)
+    assert [one.source for one in found][4:] == ["waveform", "spectrogram"]
+    for one, sound in zip(found, sounds, strict=True):
+        rate = {"sample_rate": FRONT_END.sample_rate}
+        assert_same(one, explainer(sound, **rate, **options))
+    assert explainer([]) == []
+    assert len(explainer((paths[0],))) == 1
+
+
+def test_no_more_than_a_chunk_at_a_time(explainer, monkeypatch):
+    sizes = []
+    run = look.run
+
+    def spy(classifier, spectrograms, size):
+        sizes.append((len(spectrograms), size))
+        return run(classifier, spectrograms, size)
+
+    monkeypatch.setattr(look, "run", spy)
+    explainer = dataclasses.replace(explainer, chunk_size=2)
+    explainer([clip.path for clip in explainer.clips[:5]], num_channels=3)
+    assert {size for _, size in sizes} == {2}
+    assert max(count for count, _ in sizes) == 2
+    # The clips that have been seen are not looked at again.
+    before = len(sizes)
+    explainer(explainer.clips[4].path, num_channels=3)
+    assert sizes[before:] == [(1, 1)]
+
+
+def test_prototypes_kept_in_memory_are_few(explainer, monkeypatch):
+    monkeypatch.setattr(gallery, "RECENT_CLIPS", 3)
+    explainer = dataclasses.replace(explainer, chunk_size=2)
+    for clip in explainer.clips[:3]:
+        explainer(clip.path, num_channels=CHAN)
+    assert len(explainer._gallery._recent) == 3
+
+
+# --- classifiers of several classes a clip
+
+
+@pytest.fixture
+def multi(explainer):
+    classifier = dataclasses.replace(explainer.classifier, activation="sigmoid")
+    return dataclasses.replace(explainer, classifier=classifier)
+
+
+def shifted(explainer, logits):
+    """The same explainer whose bias gives these logits for its sixth clip."""
+    now = explainer(explainer.clips[5].path).logits
+    head = explainer.classifier.head
+    moved = dataclasses.replace(head, bias=head.bias + jnp.asarray(logits - now))
+    params = jax.tree.map(lambda a: a, explainer.classifier.params)
+    params.head.bias[...] = moved.bias
+    classifier = dataclasses.replace(explainer.classifier, head=moved, params=params)
+    return dataclasses.replace(explainer, classifier=classifier)
+
+
+def test_each_class_that_is_found(multi):
+    path = multi.clips[5].path
+    some = shifted(multi, np.float32([0.5, -1.0, 2.0]))
+    found = some.positives(path, num_channels=2, num_prototypes=1)
+    assert [one.class_name for one in found] == ["high", "low"]
+    for one in found:
+        assert one.activation == "sigmoid"
+        np.testing.assert_allclose(
+            one.probabilities, 1 / (1 + np.exp(-one.logits)), rtol=1e-6
+        )
+        wanted = some(path, target=one.target, num_channels=2, num_prototypes=1)
+        assert_same(one, wanted)
+    none = shifted(multi, np.float32([-0.5, -1.0, -2.0]))
+    assert [one.class_name for one in none.positives(path)] == ["low"]
+
+
+def test_one_class_a_clip_is_the_likeliest(explainer):
+    some = shifted(explainer, np.float32([0.5, -1.0, 2.0]))
+    found = some.positives(some.clips[5].path, num_channels=1, num_prototypes=1)
+    assert [one.class_name for one in found] == ["high"]
+    assert found[0].probabilities.sum() == pytest.approx(1)
+
+
+# --- long recordings
+
+
+@pytest.mark.parametrize(
+    ("seconds", "hop_s", "offsets"),
+    [
+        (0.3, None, [0.0]),
+        (1.0, None, [0.0, 0.5]),
+        (1.2, None, [0.0, 0.5]),  # 0.2 s left: less than half a window
+        (1.25, None, [0.0, 0.5, 1.0]),
+        (1.0, 0.25, [0.0, 0.25, 0.5, 0.75]),
+    ],
+)
+def test_windows_of_a_recording(seconds, hop_s, offsets, explainer, tmp_path, rng):
+    path, rate = tmp_path / "long.wav", FRONT_END.sample_rate
+    soundfile.write(path, 0.1 * rng.normal(size=round(seconds * rate)), rate)
+    options = {"num_channels": 1, "num_prototypes": 1}
+    found = list(explainer.windows(path, hop_s=hop_s, **options))
+    assert [one.offset_s for one in found] == offsets
+    for one in found:
+        alone = explainer(path, offset_s=one.offset_s, **options)
+        assert_same(one, alone)
+        left = seconds - one.offset_s
+        assert one.sound_s == pytest.approx(min(left, FRONT_END.clip_s))
+
+
+def test_windows_of_several_classes(multi):
+    some = shifted(multi, np.float32([0.5, -1.0, 2.0]))
+    path = some.clips[5].path
+    options = {"num_channels": 1, "num_prototypes": 1}
+    every = list(some.windows(path, positives=True, **options))
+    assert [one.class_name for one in every] == ["high", "low"]
+    one = list(some.windows(path, target="middle", **options))
+    assert [o.class_name for o in one] == ["middle"]
+    with pytest.raises(ValueError, match="hop_s must be positive"):
+        list(some.windows(path, hop_s=0.0))
 
 
 @pytest.mark.parametrize("offset_s", [-0.1, 0.5])
 def test_offset_outside_the_sound(offset_s, explainer):
     with pytest.raises(ValueError, match="offset_s must lie within"):
-        explainer(np.zeros(4000, np.float32), offset_s=offset_s)
+        explainer(np.zeros(4000, np.float32), sample_rate=8000, offset_s=offset_s)
     with pytest.raises(audio.AudioError, match="lies outside the file"):
         explainer(explainer.clips[0].path, offset_s=offset_s)
 
@@ -390,6 +554,8 @@ def test_offset_outside_the_sound(offset_s, explainer):
         ({"num_channels": 13}, "num_channels must be between 1 and 12; got 13"),
         ({"num_prototypes": 0}, "num_prototypes must be between 1 and 4; got 0"),
         ({"num_prototypes": 5}, "num_prototypes must be between 1 and 4; got 5"),
+        ({"num_negatives": -1}, "num_negatives must be between 0 and 4; got -1"),
+        ({"num_negatives": 5}, "num_negatives must be between 0 and 4; got 5"),
     ],
 )
 def test_numbers_out_of_range(options, message, explainer):
@@ -420,29 +586,32 @@ def test_no_evidence_at_all(explainer):
     classifier = dataclasses.replace(
         explainer.classifier, head=dataclasses.replace(head, weight=weight)
     )
-    found = dataclasses.replace(explainer, classifier=classifier)(
-        explainer.clips[0].path, target=0
-    )
+    seen = explainer.look(explainer.clips[0].path)
+    pooled = jnp.asarray(seen.views.rows.mean(axis=0))
+    seen = dataclasses.replace(seen, logits=np.asarray(classifier.head(pooled)))
+    silent = dataclasses.replace(explainer, classifier=classifier)
+    found = silent.explain(seen, target=0)
     assert found.evidence_share == 0
     assert all(c.contribution <= 0 for c in found.channels)
 
 
 def test_negative_prototypes(explainer, seen):
+    """On request, and beside the positive ones."""
     _, clips, shown = seen
     maps = [transformed(explainer, feature_map) for _, feature_map, _ in shown]
-    found = explainer(clips[5].path, sign="negative", num_prototypes=3)
+    found = explainer(clips[5].path, num_negatives=3)
+    assert_same(
+        [dataclasses.replace(c, negatives=()) for c in found.channels],
+        list(explainer(clips[5].path).channels),
+    )
     for channel in found.channels:
+        assert len(channel.prototypes) == NUM_PROTOTYPES
         sums = np.array([m[:, :, channel.index].sum() for m in maps])
         worst = np.argsort(sums)[:3]
-        assert [p.clip for p in channel.prototypes] == [clips[n] for n in worst]
+        assert [p.clip for p in channel.negatives] == [clips[n] for n in worst]
         np.testing.assert_allclose(
-            [p.activation for p in channel.prototypes], sums[worst], atol=2e-3
+            [p.activation for p in channel.negatives], sums[worst], atol=2e-3
         )
-    # Past the annotation, which refuses it in tests alone.
-    call = explain.Explainer.__call__
-    call = getattr(call, "__wrapped__", call)
-    with pytest.raises(ValueError, match="positive or negative; got 'neutral'"):
-        call(explainer, clips[5].path, sign="neutral")
 
 
 @pytest.mark.parametrize("chunk_size", [3, 16])
@@ -458,7 +627,7 @@ def test_chunks_change_nothing(chunk_size, explainer):
 def test_a_run_can_be_moved(explainers, run, tmp_path):
     explainer = explainers["square"]
     clip = explainer.clips[5]
-    wanted = {s: explainer(clip.path, sign=s) for s in ("positive", "negative")}
+    expected = explainer(clip.path, num_negatives=2)
     moved = tmp_path / "elsewhere" / "second"
     shutil.copytree(run, moved)
     explain.save(moved, dataclasses.replace(explainer, clips=within(moved, explainer)))
@@ -470,9 +639,8 @@ def test_a_run_can_be_moved(explainers, run, tmp_path):
     assert loaded.map_shape == (F, T)
     for one in loaded.clips:
         assert one.path.is_relative_to(final)
-    for sign, expected in wanted.items():
-        found = loaded(final / "wavs" / clip.path.name, sign=sign)
-        assert_same(dataclasses.replace(found, source=expected.source), expected)
+    found = loaded(final / "wavs" / clip.path.name, num_negatives=2)
+    assert_same(dataclasses.replace(found, source=expected.source), expected)
     # And again from what was loaded, in place.
     explain.save(final, loaded, overwrite=True)
     again = explain.load(final)
@@ -531,7 +699,7 @@ def test_loading_what_is_no_run(explainer, tmp_path):
     )
     with pytest.raises(FileNotFoundError, match=r"half.apex"):
         explain.load(tmp_path / "half")
-    (tmp_path / "junk" / "classifier").mkdir(parents=True)
+    (tmp_path / "junk" / "apex").mkdir(parents=True)
     with pytest.raises(ValueError, match="no apex_jax checkpoint"):
         explain.load(tmp_path / "junk")
 

@@ -1,0 +1,559 @@
+"""Explaining clips: channels, regions, heatmaps, prototypes (method, section 7).
+
+In comes a sound, a spectrogram or a feature map; out comes an
+`explanation.Explanation` of one class: the channels that contribute most, where each
+of them lies, and the training clips that show what it stands for. `explain` is the
+front door, where explainers are loaded and saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from apex_jax import (
+    audio,
+    bank,
+    data,
+    disentangle,
+    evidence,
+    explanation,
+    gallery,
+    look,
+    schemes,
+)
+from apex_jax import classifier as classifier_lib
+
+
+@jax.jit
+def _contributions(
+    transform: disentangle.Transform,
+    head: classifier_lib.LinearHead,
+    pooled: Float[Array, " chan"],
+    target: Int[Array, ""],
+) -> tuple[Float[Array, " chan"], Float[Array, " classes"]]:
+    """Of all channels, and the logits that the compensated head gives."""
+    transformed = transform(pooled)
+    return evidence.contributions(head, transformed, target), head(transformed)
+
+
+@functools.partial(jax.jit, static_argnames=("scheme", "grid"))
+def _channels(
+    transform: disentangle.Transform,
+    head: classifier_lib.LinearHead,
+    views: schemes.Views,
+    channels: Int[Array, " top"],
+    target: Int[Array, ""],
+    *,
+    scheme: schemes.Scheme,
+    grid: schemes.Grid,
+) -> tuple[Int[Array, "top 2"], Float[Array, "top rows frames"]]:
+    """Location and heatmap of several channels of one clip."""
+
+    def one(channel):
+        location = schemes.locate(scheme, views, transform.matrix[channel])
+        return location, evidence.heatmap(
+            head, transform, views, channel, target, grid=grid
+        )
+
+    return jax.vmap(one)(channels)
+
+
+@functools.partial(jax.jit, static_argnames=("grid",))
+def _heatmaps(
+    transform: disentangle.Transform,
+    head: classifier_lib.LinearHead,
+    views: schemes.Views,
+    channels: Int[Array, " clip"],
+    target: Int[Array, ""],
+    *,
+    grid: schemes.Grid,
+) -> Float[Array, "clip rows frames"]:
+    """Heatmap of one channel of each of several clips."""
+
+    def one(views, channel):
+        return evidence.heatmap(head, transform, views, channel, target, grid=grid)
+
+    return jax.vmap(one)(views, channels)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explainer:
+    """Everything it takes to explain a clip.
+
+    Attributes:
+      classifier: the untouched network.
+      transform: U, U^-1, mu.
+      positive: the clips that excite each channel most.
+      negative: the clips that excite it least.
+      raw: the clips that excite the network's own channels most, to compare with.
+      clips: the training clips that the banks point to.
+      front_end: settings of the spectrogram; None where only feature maps are known.
+      kept: the training clips' maps, where the network cannot be run on their files.
+      provenance: how all of it was made.
+      chunk_size: clips in memory at a time.
+    """
+
+    classifier: classifier_lib.Classifier
+    transform: disentangle.Transform
+    positive: bank.Bank
+    negative: bank.Bank
+    raw: bank.Bank | None = None
+    clips: Sequence[data.Clip]
+    front_end: audio.FrontEnd | None = None
+    kept: gallery.Kept | None = None
+    provenance: explanation.Provenance = explanation.Provenance()
+    chunk_size: int = 8
+
+    @property
+    def scheme(self) -> schemes.Scheme:
+        """Where prototypes lie."""
+        return self.positive.scheme
+
+    @functools.cached_property
+    def head(self) -> classifier_lib.LinearHead:
+        """The compensated head."""
+        return self.transform.compensate(self.classifier.head)
+
+    @functools.cached_property
+    def map_shape(self) -> tuple[int, int]:
+        """`(F, T)` of the training clips' maps."""
+        if self.kept is not None:
+            views = self.kept.views
+            return views.rows.shape[1], views.columns.shape[1]
+        spectrogram = jax.ShapeDtypeStruct((1, *self.input_shape), jnp.float32)
+        feature_map, _ = jax.eval_shape(
+            lambda classifier, spectrogram: classifier(spectrogram),
+            self.classifier,
+            spectrogram,
+        )
+        return feature_map.shape[1], feature_map.shape[2]
+
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """`(F_in, T_in)` that regions are counted in; without pixels, cells."""
+        if self.front_end is not None:
+            return self.front_end.shape
+        if self.kept is not None and self.kept.spectrogram is not None:
+            rows, frames = self.kept.spectrogram.shape[1:]
+            return rows, frames
+        return self.map_shape
+
+    @overload
+    def __call__(
+        self,
+        sound: look.Sound,
+        *,
+        sample_rate: int | None = None,
+        offset_s: float = 0.0,
+        **options: Any,
+    ) -> explanation.Explanation: ...
+
+    @overload
+    def __call__(
+        self,
+        sound: list[look.Sound] | tuple[look.Sound, ...],
+        *,
+        sample_rate: int | None = None,
+        offset_s: float = 0.0,
+        **options: Any,
+    ) -> list[explanation.Explanation]: ...
+
+    def __call__(
+        self,
+        sound: look.Sound | list[look.Sound] | tuple[look.Sound, ...],
+        *,
+        sample_rate: int | None = None,
+        offset_s: float = 0.0,
+        **options: Any,
+    ) -> explanation.Explanation | list[explanation.Explanation]:
+        """Explains a clip, or each of several.
+
+        Args:
+          sound: a file, a waveform `[sample]`, a spectrogram of the front end's shape
+            and units, or a list of them. A clip is `front_end.clip_s` long: longer
+            sounds are cut, shorter ones padded.
+          sample_rate: of a waveform, Hz; a waveform without one is refused.
+          offset_s: where in the file, or the waveform, the clip starts.
+          **options: `target`, `num_channels`, `num_prototypes` and `num_negatives`,
+            see `explain`.
+
+        Returns:
+          An explanation; a list of them for a list of sounds.
+
+        Raises:
+          AudioError: a sound, or a prototype's file, cannot be used.
+          InvarianceError: the transformed classifier disagrees with the network.
+          ValueError: no such class, a number out of range, a shape that does not fit.
+        """
+        several = isinstance(sound, list | tuple)
+        sounds = sound if isinstance(sound, list | tuple) else [sound]
+        seen = self._looks([(one, offset_s) for one in sounds], sample_rate)
+        found = [self.explain(one, **options) for one in seen]
+        return found if several else found[0]
+
+    def positives(
+        self,
+        sound: look.Sound,
+        *,
+        sample_rate: int | None = None,
+        offset_s: float = 0.0,
+        **options: Any,
+    ) -> tuple[explanation.Explanation, ...]:
+        """Explains each class that a multi-label classifier finds, likeliest first.
+
+        That is each with a probability above one half; where there is none, and for
+        a classifier of one class a clip, the most likely class alone.
+
+        Args:
+          sound: as in `__call__`, like the next two.
+          sample_rate: of a waveform.
+          offset_s: where the clip starts.
+          **options: `num_channels`, `num_prototypes`, `num_negatives`.
+        """
+        seen = self.look(sound, sample_rate=sample_rate, offset_s=offset_s)
+        return tuple(
+            self.explain(seen, target=target, **options)
+            for target in self._positive(seen)
+        )
+
+    def windows(
+        self,
+        path: str | os.PathLike,
+        *,
+        hop_s: float | None = None,
+        positives: bool = False,
+        target: str | int | np.integer | None = None,
+        **options: Any,
+    ) -> Iterator[explanation.Explanation]:
+        """Explains a long recording window by window, in order of time.
+
+        Args:
+          path: the recording.
+          hop_s: from one window to the next; None for windows that touch. A last
+            stretch shorter than half a window is left out.
+          positives: each class that is found in a window, as `positives` does.
+          target: the class to explain in every window; None for the predicted one.
+          **options: `num_channels`, `num_prototypes`, `num_negatives`.
+
+        Raises:
+          AudioError: the recording, or a prototype's file, cannot be used.
+          ValueError: `hop_s` is not positive, or see `__call__`.
+        """
+        clip_s = self._front_end().clip_s
+        hop_s = clip_s if hop_s is None else hop_s
+        if not hop_s > 0:
+            raise ValueError(f"hop_s must be positive seconds; got {hop_s}")
+        last_s = max(0.0, audio.duration(Path(path)) - clip_s / 2)
+        offsets = hop_s * np.arange(int(last_s / hop_s + 1e-6) + 1)
+        for seen in self._looks([(path, float(at)) for at in offsets], None):
+            for one in self._positive(seen) if positives else (target,):
+                yield self.explain(seen, target=one, **options)
+
+    def from_map(
+        self,
+        feature_map: Float[np.ndarray, "freq time chan"] | schemes.Views,
+        *,
+        logits: Float[np.ndarray, " classes"] | None = None,
+        spectrogram: Float[np.ndarray, "rows frames"] | None = None,
+        source: str = "feature map",
+        offset_s: float = 0.0,
+        target: str | int | np.integer | None = None,
+        **options: Any,
+    ) -> explanation.Explanation:
+        """Explains a clip by its feature map, computed by any framework.
+
+        Args:
+          feature_map: the folded map `[F, T, chan]`, or its averages.
+          logits: the network's own, against which the map and the head are checked;
+            None: what the head says of the map.
+          spectrogram: to draw regions on.
+          source: the clip's file, if there is one; it is what will be heard.
+          offset_s: where in it the clip starts.
+          target: name or index of the class to explain; None for the predicted one.
+          **options: `num_channels`, `num_prototypes`, `num_negatives`.
+        """
+        views = feature_map
+        if not isinstance(views, schemes.Views):
+            views = schemes.views(jnp.asarray(views), keep_cells=True)
+        chan = self.classifier.head.weight.shape[1]
+        if views.rows.ndim != 2 or views.rows.shape[1] != chan:
+            raise ValueError(
+                f"feature_map must be [F, T, {chan}], as wide as the head; got rows "
+                f"{views.rows.shape} and columns {views.columns.shape}"
+            )
+        if logits is None:
+            pooled = jnp.mean(jnp.asarray(views.rows), axis=0)
+            logits = np.asarray(self.classifier.head(pooled))
+        return self.explain(
+            look.Look(
+                source=source,
+                offset_s=offset_s,
+                spectrogram=spectrogram,
+                views=jax.tree.map(np.asarray, views),
+                logits=np.asarray(logits, np.float32),
+            ),
+            target=target,
+            **options,
+        )
+
+    def look(
+        self,
+        sound: look.Sound,
+        *,
+        sample_rate: int | None = None,
+        offset_s: float = 0.0,
+    ) -> look.Look:
+        """What the network makes of one clip; see `__call__` for the arguments."""
+        return next(self._looks([(sound, offset_s)], sample_rate))
+
+    def explain(
+        self,
+        seen: look.Look,
+        *,
+        target: str | int | np.integer | None = None,
+        num_channels: int | None = None,
+        num_prototypes: int | None = None,
+        num_negatives: int | None = 0,
+    ) -> explanation.Explanation:
+        """Explains one class of a clip that the network has looked at.
+
+        Args:
+          seen: from `look`.
+          target: name or index of the class to explain; None for the predicted one.
+          num_channels: top channels; None for 4, or all where there are fewer.
+          num_prototypes: training clips beside each; None for 5, or all.
+          num_negatives: and of those that excite it least.
+
+        Raises:
+          AudioError: a prototype's file cannot be used any more.
+          InvarianceError: the transformed classifier disagrees with the network.
+          ValueError: no such class, or a number out of range.
+        """
+        predicted = int(np.argmax(seen.logits))
+        wanted = predicted if target is None else self.class_index(target)
+        share, again = (
+            np.asarray(a)
+            for a in _contributions(
+                self.transform,
+                self.head,
+                jnp.mean(jnp.asarray(seen.views.rows), axis=0),
+                jnp.int32(wanted),
+            )
+        )
+        self._check_invariance(seen, again)
+        most = self.positive.clip.shape[1]
+        num_channels = _count("num_channels", num_channels, 1, 4, len(share))
+        num_prototypes = _count("num_prototypes", num_prototypes, 1, 5, most)
+        num_negatives = _count("num_negatives", num_negatives, 0, 0, most)
+        # A stable sort: equal contributions go to the lowest channel.
+        top = np.argsort(-share, kind="stable")[:num_channels]
+
+        shape = self.input_shape if seen.spectrogram is None else seen.spectrogram.shape
+        map_shape = seen.views.rows.shape[0], seen.views.columns.shape[0]
+        grid = self.grid(map_shape, shape)
+        location, heat = (
+            np.asarray(a)
+            for a in _channels(
+                self.transform,
+                self.head,
+                seen.views,
+                top,
+                jnp.int32(wanted),
+                scheme=self.scheme,
+                grid=grid,
+            )
+        )
+        shown = [
+            self.prototypes(top, wanted, one, num)
+            for one, num in (
+                (self.positive, num_prototypes),
+                (self.negative, num_negatives),
+            )
+        ]
+        channels = tuple(
+            explanation.Channel(
+                index=int(k),
+                contribution=float(share[k]),
+                location=(int(location[i, 0]), int(location[i, 1])),
+                areas=self.areas(grid, location[i]),
+                heatmap=heat[i],
+                prototypes=shown[0][i],
+                negatives=shown[1][i],
+            )
+            for i, k in enumerate(top)
+        )
+        positive = np.maximum(share, 0).sum()
+        carried = np.maximum(share[top], 0).sum()
+        return explanation.Explanation(
+            source=seen.source,
+            offset_s=seen.offset_s,
+            sound_s=seen.sound_s,
+            waveform=seen.waveform,
+            sample_rate=seen.sample_rate,
+            class_names=self.classifier.class_names,
+            activation=self.classifier.activation,
+            logits=seen.logits,
+            predicted=predicted,
+            target=wanted,
+            scheme=self.scheme,
+            front_end=self.front_end,
+            spectrogram=seen.spectrogram,
+            channels=channels,
+            contributions=share,
+            evidence_share=float(carried / positive) if positive > 0 else 0.0,
+            provenance=self.provenance,
+        )
+
+    def grid(
+        self,
+        map_shape: tuple[int, int] | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> schemes.Grid:
+        """How a map's cells lie on a spectrogram; by default the training clips'."""
+        cells = self.map_shape if map_shape is None else map_shape
+        rows, frames = self.input_shape if shape is None else shape
+        # Without pixels, regions are counted in cells.
+        stride = None if (rows, frames) == cells else self.classifier.stride
+        return schemes.Grid.of(cells, (rows, frames), stride)
+
+    def areas(
+        self, grid: schemes.Grid, location: Int[Array | np.ndarray, "2"]
+    ) -> tuple[explanation.Area, ...]:
+        """The region at a location, in pixels, seconds and hertz."""
+        return explanation.areas(grid, self.scheme, location, self.front_end)
+
+    def _looks(
+        self, sounds: Sequence[tuple[look.Sound, float]], sample_rate: int | None
+    ) -> Iterator[look.Look]:
+        return look.looks(
+            self.classifier,
+            self._front_end(),
+            sounds,
+            sample_rate=sample_rate,
+            chunk_size=self.chunk_size,
+        )
+
+    @functools.cached_property
+    def _gallery(self) -> gallery.Gallery:
+        return gallery.Gallery(
+            self.classifier, self._front_end(), self.clips, self.chunk_size
+        )
+
+    def _front_end(self) -> audio.FrontEnd:
+        if self.front_end is None:
+            raise ValueError(
+                "this explainer has no front end to turn sound into what its network "
+                "takes; give feature maps to `from_map`, or make it with a front_end"
+            )
+        return self.front_end
+
+    def _positive(self, seen: look.Look) -> list[int]:
+        """The classes to explain of a clip, the most likely first."""
+        order = np.argsort(-seen.logits, kind="stable").tolist()
+        if self.classifier.activation == "softmax":
+            return order[:1]
+        return [c for c in order if seen.logits[c] > 0] or order[:1]
+
+    def class_index(self, target: str | int | np.integer) -> int:
+        """Index of a class by name or number, or a ValueError that lists them."""
+        """The index of a class given by name or index; ValueError if there is none."""
+        names = self.classifier.class_names
+        if isinstance(target, str) and target in names:
+            return names.index(target)
+        if isinstance(target, int | np.integer) and 0 <= target < len(names):
+            return int(target)
+        shown = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
+        raise ValueError(f"target must be one of {shown}; got {target!r}")
+
+    def _check_invariance(self, seen: look.Look, again: np.ndarray) -> None:
+        """Raises unless the transformed classifier gives the network's own logits."""
+        audit = self.provenance.audit
+        if seen.logits.shape != again.shape:
+            raise ValueError(
+                f"logits must be one a class, [{again.size}]; got {seen.logits.shape}"
+            )
+        size = float(np.abs(seen.logits).max())
+        allowed = 1e-3 * max(1.0, size) if audit is None else 10 * audit.allowed
+        error = float(np.abs(again - seen.logits).max())
+        if not error <= allowed:  # NaN included
+            raise disentangle.InvarianceError(
+                f"of {seen.source} the transformed classifier says other logits than "
+                f"the network, by up to {error:.3g} (allowed: {allowed:.3g}): a norm "
+                "after pooling that is not folded into the feature map, a head of "
+                "another network, or products at less than float32 precision"
+            )
+
+    def prototypes(
+        self,
+        channels: Sequence[int] | np.ndarray,
+        target: int,
+        prototypes: bank.Bank,
+        num: int,
+    ) -> list[tuple[explanation.Prototype, ...]]:
+        """The first `num` prototypes of each channel, with heatmaps for a class."""
+        pairs = [(int(k), rank) for k in channels for rank in range(num)]
+        clip_index, activation, purity, location = (
+            np.asarray(a)
+            for a in (
+                prototypes.clip,
+                prototypes.activation,
+                prototypes.purity,
+                prototypes.location,
+            )
+        )
+        grid = self.grid()
+        shown: list[explanation.Prototype] = []
+        for first in range(0, len(pairs), self.chunk_size):
+            chunk = pairs[first : first + self.chunk_size]
+            chosen = [int(clip_index[pair]) for pair in chunk]
+            seen = (
+                self._gallery[chosen]
+                if self.kept is None
+                else [self.kept[i] for i in chosen]
+            )
+            # Filled up with the first, so that every batch has one shape.
+            filler = [0] * (self.chunk_size - len(chunk))
+            order = [*range(len(chunk)), *filler]
+            heat = _heatmaps(
+                self.transform,
+                self.head,
+                jax.tree.map(lambda *a: np.stack(a), *(seen[i][0] for i in order)),
+                np.array([chunk[i][0] for i in order], np.int32),
+                jnp.int32(target),
+                grid=grid,
+            )
+            for i, pair in enumerate(chunk):
+                clip, (row, column) = self.clips[clip_index[pair]], location[pair]
+                names = (self.classifier.class_names[c] for c in clip.labels)
+                shown.append(
+                    explanation.Prototype(
+                        clip=clip,
+                        class_name=", ".join(names),
+                        activation=float(activation[pair]),
+                        purity=float(purity[pair]),
+                        location=(int(row), int(column)),
+                        areas=self.areas(grid, location[pair]),
+                        spectrogram=seen[i][1],
+                        heatmap=np.asarray(heat[i]),
+                    )
+                )
+        return [tuple(shown[i * num : (i + 1) * num]) for i in range(len(channels))]
+
+
+def _count(name: str, value: int | None, least: int, usual: int, most: int) -> int:
+    """`value` if it is possible; where nothing was asked, the usual or all."""
+    if value is None:
+        return min(usual, most)
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be between {least} and {most}; got {value}")
+    return value

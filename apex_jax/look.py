@@ -1,0 +1,168 @@
+"""Looking at a clip: from a sound to what the network makes of it.
+
+In comes a file, a waveform or a spectrogram; out comes a `Look`, the network's map
+and logits beside the spectrogram it saw. Everything that explains starts here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from apex_jax import audio, schemes
+from apex_jax import classifier as classifier_lib
+
+# A file's path, a waveform [sample], or a spectrogram [F_in, T_in].
+Sound = str | os.PathLike | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a network makes of one clip.
+
+    Attributes:
+      source: as in `explanation.Explanation`, like the next four.
+      offset_s: where in the source the clip starts.
+      sound_s: how much of it is sound.
+      waveform: the clip's own samples, where they are in no file.
+      sample_rate: of `waveform`, Hz.
+      spectrogram: `[F_in, T_in]`, or None.
+      views: of its folded feature map, on the host.
+      logits: the network's own, `[classes]`.
+    """
+
+    source: str
+    offset_s: float = 0.0
+    sound_s: float | None = None
+    waveform: np.ndarray | None = None
+    sample_rate: int | None = None
+    spectrogram: np.ndarray | None
+    views: schemes.Views
+    logits: np.ndarray
+
+
+def looks(
+    classifier: classifier_lib.Classifier,
+    front_end: audio.FrontEnd,
+    sounds: Sequence[tuple[Sound, float]],
+    *,
+    sample_rate: int | None = None,
+    chunk_size: int = 8,
+) -> Iterator[Look]:
+    """What the network makes of several sounds.
+
+    Args:
+      classifier: the network.
+      front_end: settings of its spectrogram.
+      sounds: what, and where in it the clip starts, in seconds.
+      sample_rate: of waveforms among them, Hz.
+      chunk_size: clips in the network at a time.
+
+    Raises:
+      AudioError: a file cannot be used.
+      ValueError: a waveform or a spectrogram cannot.
+    """
+    # One by itself runs alone.
+    size = 1 if len(sounds) == 1 else chunk_size
+    for first in range(0, len(sounds), size):
+        chunk = sounds[first : first + size]
+        known = [_read(front_end, *one, sample_rate) for one in chunk]
+        views, logits = run(classifier, [one["spectrogram"] for one in known], size)
+        for i, facts in enumerate(known):
+            mine = jax.tree.map(lambda a, i=i: a[i], views)
+            yield Look(**facts, views=mine, logits=logits[i])
+
+
+def run(
+    classifier: classifier_lib.Classifier,
+    spectrograms: Sequence[np.ndarray],
+    size: int,
+) -> tuple[schemes.Views, np.ndarray]:
+    """Views and logits of up to `size` clips, in a batch that always has that many."""
+    batch = np.zeros((size, *spectrograms[0].shape), np.float32)
+    batch[: len(spectrograms)] = spectrograms
+    views, logits = network(classifier, jnp.asarray(batch))
+    return jax.tree.map(np.asarray, views), np.asarray(logits)
+
+
+@jax.jit
+def network(
+    classifier: classifier_lib.Classifier,
+    spectrogram: Float[Array, "batch freq time"],
+) -> tuple[schemes.Views, jax.Array]:
+    """Views with cells, and the network's own logits, of a batch of spectrograms."""
+    feature_map, logits = classifier(spectrogram)
+    return schemes.views(feature_map, keep_cells=True), logits
+
+
+def spectrogram(
+    front_end: audio.FrontEnd, waveform: Float[np.ndarray, " sample"]
+) -> Float[np.ndarray, "freq time"]:
+    """The spectrogram of one clip, on the host."""
+    return np.asarray(_spectrogram(waveform, front_end=front_end))
+
+
+@functools.partial(jax.jit, static_argnames=("front_end",))
+def _spectrogram(
+    waveform: Float[Array | np.ndarray, " sample"], *, front_end: audio.FrontEnd
+) -> Float[Array, "freq time"]:
+    # Of each clip alone: a batch-wide `top_db` would depend on its mates.
+    return audio.spectrogram(front_end, waveform[None])[0]
+
+
+def _read(
+    front_end: audio.FrontEnd, sound: Sound, offset_s: float, sample_rate: int | None
+) -> dict[str, Any]:
+    """What a `Look` says of a sound before the network sees it."""
+    if isinstance(sound, str | os.PathLike):
+        path = Path(sound)
+        waveform = audio.load_clip(path, front_end, offset_s)
+        sound_s = min(audio.duration(path) - offset_s, float(front_end.clip_s))
+        facts: dict[str, Any] = {"source": str(sound), "sound_s": sound_s}
+    elif not isinstance(sound, np.ndarray):
+        raise ValueError(
+            "sound must be a file's path, a waveform [sample] or a spectrogram "
+            f"{list(front_end.shape)}, NumPy arrays; got {type(sound).__name__}"
+        )
+    elif sound.ndim == 2:
+        if sound.shape != front_end.shape or not np.isfinite(sound).all():
+            raise ValueError(
+                f"a spectrogram must be {list(front_end.shape)} in the front end's "
+                f"units, and finite; got shape {list(sound.shape)}. A waveform has "
+                "one channel, [sample]"
+            )
+        return {"source": "spectrogram", "spectrogram": _constant(sound)}
+    else:
+        if sample_rate is None:
+            raise ValueError("sample_rate must say how fast the waveform is, in Hz")
+        waveform = audio.clip_of(sound, sample_rate, front_end, offset_s)
+        first = round(offset_s * sample_rate)
+        count = round(front_end.clip_s * sample_rate)
+        samples = _constant(sound[first : first + count])
+        facts = {
+            "source": "waveform",
+            "sound_s": len(samples) / sample_rate,
+            "waveform": samples,
+            "sample_rate": sample_rate,
+        }
+    return {
+        **facts,
+        "offset_s": float(offset_s),
+        "spectrogram": spectrogram(front_end, waveform),
+    }
+
+
+def _constant(values: np.ndarray) -> np.ndarray:
+    """A float32 copy that nobody changes."""
+    copy = np.array(values, np.float32)
+    copy.setflags(write=False)
+    return copy
