@@ -569,6 +569,42 @@ def test_load_clip(tmp_path, rng):
     assert audio.load_clip(path, tiny(win_length=8), 0.29).shape == (110,)
 
 
+@pytest.mark.parametrize("rate", [1000, 2000])
+@pytest.mark.parametrize("offset_s", [0.0, 0.1, 0.25])
+def test_clip_of_samples_is_that_of_their_file(tmp_path, rng, rate, offset_s):
+    samples = np.float32(rng.uniform(-1, 1, round(0.3 * rate)))
+    path = write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
+    found = audio.clip_of(samples, rate, tiny(), offset_s)
+    wanted = audio.load_clip(path, tiny(), offset_s)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert found.dtype == np.float32
+    doubles = audio.clip_of(samples.astype(np.float64), rate, tiny(), offset_s)
+    np.testing.assert_allclose(doubles, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("samples", "settings", "message"),
+    [
+        (np.zeros(0, np.float32), {}, "of 0 samples"),
+        (np.zeros(31, np.float32), {}, "too short: 31 samples.*takes 32"),
+        (np.zeros(200, np.float32), {"offset_s": 0.2}, "offset_s must lie within"),
+        (np.zeros(200, np.float32), {"offset_s": -0.1}, "offset_s must lie within"),
+        (np.zeros(200, np.float32), {"offset_s": np.nan}, "offset_s must lie within"),
+        (np.zeros(200, np.int16), {}, "floating point.*full scale 1; got int16"),
+        (np.zeros((2, 200), np.float32), {}, r"one channel.*\(2, 200\)"),
+        (np.full(200, np.inf, np.float32), {}, "NaN, infinity or more"),
+        (np.full(200, 1e20), {}, r"1e\+15.*full scale is 1"),
+        (np.zeros(200, np.float32), {"sample_rate": 0}, "at least 1 Hz; got 0"),
+    ],
+)
+def test_impossible_samples(samples, settings, message):
+    # The annotation refuses some of them, but only in tests.
+    call = getattr(audio.clip_of, "__wrapped__", audio.clip_of)
+    arguments = {"sample_rate": 1000} | settings
+    with pytest.raises(ValueError, match=message):
+        call(samples, front_end=tiny(), **arguments)
+
+
 def test_fit_length():
     waveform = np.arange(4, dtype=np.float32)
     np.testing.assert_array_equal(audio.fit_length(waveform, 2), [0, 1])

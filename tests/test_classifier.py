@@ -148,3 +148,23 @@ def test_classifier_is_a_pytree_with_static_settings(network):
     assert rebuilt.stride == (2, 3)
     feature_map, own = jax.jit(lambda m, s: m(s))(model, jnp.zeros((N, 8, 11)))
     np.testing.assert_allclose(head(classifier.pool(feature_map)), own, atol=5e-6)
+
+
+def test_probabilities_by_hand():
+    logits = np.array([[0.0, np.log(3.0), -1e4], [1e4, 0.0, 1e4]])
+    softmax = classifier.probabilities(logits, "softmax")
+    np.testing.assert_allclose(softmax, [[0.25, 0.75, 0.0], [0.5, 0.0, 0.5]])
+    sigmoid = classifier.probabilities(logits, "sigmoid")
+    np.testing.assert_allclose(sigmoid, [[0.5, 0.75, 0.0], [1.0, 0.5, 1.0]])
+    one = classifier.probabilities(jnp.zeros(4), "softmax")
+    np.testing.assert_allclose(one, 0.25)
+
+
+def test_a_classifier_of_maps_cannot_be_run():
+    head = classifier.LinearHead(weight=jnp.ones((2, 3)), bias=jnp.zeros(2))
+    made = classifier.of_maps(head, ["a", "b"], activation="sigmoid")
+    assert made.class_names == ("a", "b")
+    with pytest.raises(ValueError, match="cannot be run here"):
+        made(jnp.zeros((1, 8, 8)))
+    with pytest.raises(ValueError, match="each of 2 classes; got 3"):
+        classifier.of_maps(head, ["a", "b", "c"])

@@ -292,3 +292,26 @@ def test_a_single_clip_has_no_spread_and_passes(rng, head, pooled):
 def test_audit_of_no_clips(head, pooled):
     with pytest.raises(ValueError, match="at least one clip"):
         disentangle.audit(disentangle.identity(C), head, pooled[:0], jnp.zeros((0, K)))
+
+
+@pytest.mark.parametrize(("activation", "changed"), [("softmax", 0), ("sigmoid", N)])
+def test_of_several_classes_a_clip_each_one_counts(activation, changed, pooled):
+    """The likeliest class stays, but another one goes."""
+    head = classifier.LinearHead(
+        weight=jnp.zeros((K, C)), bias=float32([3.0, 0.1, -1.0, -2.0])
+    )
+    logits = np.tile(np.float32([3.0, -0.1, -1.0, -2.0]), (N, 1))
+    result = disentangle.audit(
+        disentangle.identity(C), head, pooled, logits, activation=activation
+    )
+    assert result.changed_predictions == changed
+    assert result.max_abs_logit_error == pytest.approx(0.2)
+
+
+def test_what_the_audit_allows(head, pooled):
+    result = disentangle.audit(disentangle.identity(C), head, pooled, head(pooled))
+    assert result.allowed == pytest.approx(1e-3 * result.logit_spread)
+    flat = disentangle.audit(
+        disentangle.identity(C), head, pooled[:1], head(pooled[:1])
+    )
+    assert flat.allowed == pytest.approx(1e-5 * max(1.0, flat.largest_logit))

@@ -8,6 +8,7 @@ import pytest
 
 from apex_jax import features as features_lib
 from apex_jax import mesh as mesh_lib
+from apex_jax import schemes
 
 N, F, T, C, K = 7, 3, 5, 6, 4
 
@@ -97,3 +98,22 @@ def test_replicate_puts_a_copy_on_every_device():
     assert len(copy.addressable_shards) == 8
     for shard in copy.addressable_shards:
         np.testing.assert_array_equal(shard.data, [0.0, 1.0, 2.0])
+
+
+def test_averages_alone(maps, logits):
+    """What the marginal schemes need, computed elsewhere."""
+    views = schemes.Views(rows=maps.mean(axis=2), columns=maps.mean(axis=1))
+    made, whole = (features_lib.from_maps(m, logits) for m in (views, maps))
+    assert made.views.cells is None
+    assert made.map_shape == (F, T)
+    np.testing.assert_allclose(made.pooled, whole.pooled, atol=1e-6)
+    np.testing.assert_allclose(made.views.columns, whole.views.columns, atol=1e-6)
+
+
+def test_averages_of_different_maps(maps, logits):
+    views = schemes.Views(rows=maps.mean(axis=2), columns=maps[::-1].mean(axis=1))
+    with pytest.raises(ValueError, match="averages of the same maps"):
+        features_lib.from_maps(views, logits)
+    swapped = schemes.Views(rows=maps, columns=maps.mean(axis=1))
+    with pytest.raises(ValueError, match=r"rows must be \[clip, F, chan\]"):
+        features_lib.from_maps(swapped, logits)
