@@ -237,6 +237,14 @@ def test_on_the_edge_a_tone_is_halved():
     assert lost == pytest.approx(20 * np.log10(2), abs=0.01)
 
 
+def test_a_clip_cut_out_of_a_longer_sound_does_not_click():
+    low = tone(40).samples[75:-225]  # from crest to crest
+    sound = listen.Sound(samples=low, sample_rate=RATE)
+    band = area(end_s=len(low) / RATE, low_hz=1_000.0, high_hz=2_000.0)
+    heard = listen.region(sound, (band,), fade_s=0)
+    assert np.abs(heard.samples).max() < 1e-3
+
+
 def test_neighbouring_bands_sum_to_the_whole(rng):
     sound = noise(rng)
     edges = [0.0, 130.0, 700.0, 2_900.0, RATE / 2]
