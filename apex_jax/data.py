@@ -217,9 +217,9 @@ def batches(
       start: number of batches to leave out, to go on after an interruption.
 
     Yields:
-      `waveform [batch, sample]` float32, `label [batch]` int32, `index [batch]` int32
-      into `clips`, `valid [batch]` bool. A clip that could not be read is zeros and
-      not valid; padding has, besides, label 0 and index -1.
+      `waveform [batch, sample]` float32, `index [batch]` int32 into `clips`,
+      `valid [batch]` bool. A clip that could not be read is zeros and not valid;
+      padding has, besides, index -1.
     """
     if not len(clips):
         raise ValueError("batches: clips is empty; expected at least one clip")
@@ -236,9 +236,9 @@ def batches(
     if random_crop and seed is None:
         raise ValueError("batches: random_crop=True needs a seed")
 
-    dtypes = {"waveform": "f4", "label": "i4", "index": "i4", "valid": "?"}
+    dtypes = {"waveform": "f4", "index": "i4", "valid": "?"}
     silence = np.zeros(front_end.num_samples, np.float32)
-    nothing = {"waveform": silence, "label": 0, "index": -1, "valid": False}
+    nothing = {"waveform": silence, "index": -1, "valid": False}
 
     def example(index: int, rng: np.random.Generator | None = None) -> Example:
         clip = clips[index]
@@ -250,13 +250,8 @@ def batches(
             waveform = audio.load_clip(clip.path, front_end, offset_s)
         except audio.AudioError as error:
             skip_log.add(error)
-            return {**nothing, "label": clip.label, "index": index}
-        return {
-            "waveform": waveform,
-            "label": clip.label,
-            "index": index,
-            "valid": True,
-        }
+            return {**nothing, "index": index}
+        return {"waveform": waveform, "index": index, "valid": True}
 
     def collate(examples: Sequence[Example]) -> Batch:
         filled = [*examples, *[nothing] * (batch_size - len(examples))]

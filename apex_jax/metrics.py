@@ -116,6 +116,45 @@ def top1_accuracy(labels: Targets, scores: Matrix) -> float:
     return float(hit[labelled].mean())
 
 
+def summary(
+    targets: Targets,
+    probabilities: Matrix,
+    activation: Literal["softmax", "sigmoid"] = "softmax",
+) -> dict[str, float]:
+    """The scores that suit a classifier.
+
+    Classes without positives (or, for AUROC, without negatives) are left out of means.
+
+    Args:
+      targets: 1 where the class is present.
+      probabilities: of the classes.
+      activation: "softmax" for one class a clip, "sigmoid" for any number.
+
+    Returns:
+      By name and in this order, as far as the clips allow: accuracy, or top1_accuracy
+      where clips have several classes; cmap; auroc; and where two classes exclude
+      each other eer, of which the second is 1.
+    """
+    targets = np.asarray(targets).astype(bool)
+    _check(targets, probabilities)
+    present = np.asarray(targets.any(axis=0))
+    absent = np.asarray(~targets.all(axis=0))
+    found = {}
+    if present.any():
+        name = "accuracy" if activation == "softmax" else "top1_accuracy"
+        found[name] = top1_accuracy(targets, probabilities)
+        found["cmap"] = mean_average_precision(
+            targets[:, present], probabilities[:, present]
+        )
+    if (known := present & absent).any():
+        found["auroc"] = auroc(targets[:, known], probabilities[:, known])
+    if activation == "softmax" and len(present) == 2 and present.all():
+        # brentq's last digits are noise.
+        rate = equal_error_rate(targets[:, 1].astype(int), probabilities[:, 1])
+        found["eer"] = round(rate, 8)
+    return found
+
+
 def _check(labels: np.ndarray, scores: np.ndarray) -> None:
     if labels.shape != np.shape(scores) or labels.ndim != 2:
         raise ValueError(

@@ -1,8 +1,9 @@
 """Training a ConvNeXt classifier of clips, data parallel over the mesh.
 
 In come clips and a front end; out comes the network of the epoch with the lowest
-validation loss. APEX itself never trains the network: this is for those who have
-none yet.
+validation loss. Clips of one class each are learned by cross entropy; where a clip
+can have several classes or none, each class is learned for itself. APEX never trains
+the network: this is for those who have none yet.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from apex_jax import audio, cache, data, progress
+from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 
@@ -75,7 +77,15 @@ class Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What an epoch of training came to; losses are cross entropies in nats."""
+    """What an epoch of training came to.
+
+    Attributes:
+      epoch: from 1.
+      train_loss: mean over the steps, cross entropy in nats.
+      validation_loss: mean over the validation clips.
+      validation_accuracy: share of the clips with a class whose most likely class is
+        one of theirs (where clips have several, BirdSet's top-1 accuracy).
+    """
 
     epoch: int
     train_loss: float
@@ -91,30 +101,52 @@ def _is_kernel(params: optax.Params) -> optax.Params:
     return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
+def targets(clips: Sequence[data.Clip], num_classes: int) -> np.ndarray:
+    """1 where a clip has a class, `[clip, classes]`, float32."""
+    target = np.zeros((len(clips), num_classes), np.float32)
+    for row, clip in zip(target, clips, strict=True):
+        row[list(clip.labels)] = 1
+    return target
+
+
 def cross_entropy(
     logits: Float[Array, "batch classes"],
-    label: Int[Array, " batch"],
+    target: Float[Array, "batch classes"],
     valid: Bool[Array, " batch"],
+    activation: classifier_lib.Activation = "softmax",
 ) -> Float[Array, ""]:
-    """Mean over the valid examples; 0 where there are none."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    """Mean over the valid examples, 0 where there are none.
+
+    Args:
+      logits: the network's.
+      target: from `targets`: one 1 a row for "softmax", any number for "sigmoid".
+      valid: which examples count.
+      activation: "sigmoid" for the mean over classes of binary cross entropies.
+    """
+    if activation == "softmax":
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits, jnp.argmax(target, axis=1)
+        )
+    else:
+        losses = optax.sigmoid_binary_cross_entropy(logits, target).mean(axis=1)
     return jnp.sum(jnp.where(valid, losses, 0.0)) / jnp.maximum(1, jnp.sum(valid))
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("optimiser", "front_end", "mesh"),
+    static_argnames=("optimiser", "front_end", "activation", "mesh"),
     donate_argnames=("model", "state"),
 )
 def step(
     model: convnext.ConvNeXt,
     state: optax.OptState,
     waveform: Float[Array, "batch sample"],
-    label: Int[Array, " batch"],
+    target: Float[Array, "batch classes"],
     valid: Bool[Array, " batch"],
     *,
     optimiser: optax.GradientTransformation,
     front_end: audio.FrontEnd,
+    activation: classifier_lib.Activation = "softmax",
     mesh: Mesh,
 ) -> tuple[convnext.ConvNeXt, optax.OptState, jax.Array]:
     """One step on a batch that is spread over the mesh; model and state are donated."""
@@ -125,7 +157,7 @@ def step(
     spectrogram = mesh_lib.map_clips(on_device, mesh)(None, waveform)
 
     def loss_of(model):
-        return cross_entropy(model(spectrogram), label, valid)
+        return cross_entropy(model(spectrogram), target, valid, activation)
 
     loss, gradient = jax.value_and_grad(loss_of)(model)
     updates, state = optimiser.update(gradient, state, model)
@@ -139,6 +171,7 @@ def fit(
     front_end: audio.FrontEnd,
     *,
     class_names: Sequence[str],
+    activation: classifier_lib.Activation = "softmax",
     seed: int = 0,
     config: Config | None = None,
     mesh: Mesh | None = None,
@@ -154,6 +187,7 @@ def fit(
       validation: chooses the epoch.
       front_end: settings of the spectrogram.
       class_names: in the order of the labels.
+      activation: "sigmoid" where a clip can have several classes or none.
       seed: of order and crops.
       config: None for the defaults.
       mesh: devices; None for all.
@@ -165,8 +199,8 @@ def fit(
       The network of the epoch with the lowest validation loss, and all epochs.
 
     Raises:
-      ValueError: no clips, a setting that cannot work, or a loss that is no longer
-        finite.
+      ValueError: no clips, labels that do not fit, a setting that cannot work, or a
+        loss that is no longer finite.
     """
     config = Config() if config is None else config
     config.check()
@@ -177,6 +211,7 @@ def fit(
             "training needs clips to train on and to validate on; got "
             f"{len(clips)} and {len(validation)}"
         )
+    _check_labels((*clips, *validation), len(class_names), activation)
     front_end.check_devices(mesh.size)
     batch_size = mesh_lib.round_up(config.batch_size, mesh)
     steps_per_epoch = math.ceil(len(clips) / batch_size)
@@ -185,6 +220,7 @@ def fit(
     # A copy: the steps below give their input's memory away.
     model = mesh_lib.replicate(jax.tree.map(jnp.copy, model), mesh)
     state = mesh_lib.replicate(optimiser.init(model), mesh)
+    target = targets(clips, len(class_names))
 
     epochs: list[Epoch] = []
     best, best_loss = model, math.inf
@@ -199,11 +235,19 @@ def fit(
         num_epochs=num_epochs,
     )
     for number, batch in enumerate(stream, start=1):
-        arrays = mesh_lib.shard(
-            {name: batch[name] for name in ("waveform", "label", "valid")}, mesh
-        )
+        arrays = {
+            "waveform": batch["waveform"],
+            "target": target[batch["index"]],  # of padding the last: it is not valid
+            "valid": batch["valid"],
+        }
         model, state, loss = step(
-            model, state, **arrays, optimiser=optimiser, front_end=front_end, mesh=mesh
+            model,
+            state,
+            **mesh_lib.shard(arrays, mesh),
+            optimiser=optimiser,
+            front_end=front_end,
+            activation=activation,
+            mesh=mesh,
         )
         losses.append(loss)
         on_progress(int((batch["index"] >= 0).sum()))
@@ -216,6 +260,7 @@ def fit(
             epoch=len(epochs) + 1,
             train_loss=float(np.mean([float(loss) for loss in losses])),
             class_names=class_names,
+            activation=activation,
             batch_size=batch_size,
             mesh=mesh,
             skip_log=skip_log,
@@ -236,6 +281,24 @@ def fit(
     return best, epochs
 
 
+def _check_labels(
+    clips: Sequence[data.Clip],
+    num_classes: int,
+    activation: classifier_lib.Activation,
+) -> None:
+    for clip in clips:
+        if activation == "softmax" and len(clip.labels) != 1:
+            raise ValueError(
+                f"{clip.id} has {len(clip.labels)} classes; with activation 'softmax' "
+                "each clip has one, 'sigmoid' takes any number"
+            )
+        if not all(0 <= label < num_classes for label in clip.labels):
+            raise ValueError(
+                f"{clip.id} has label {clip.label}; labels count from 0 to "
+                f"{num_classes - 1}, one for each of the class_names"
+            )
+
+
 def _validate(
     model: convnext.ConvNeXt,
     clips: Sequence[data.Clip],
@@ -244,14 +307,15 @@ def _validate(
     epoch: int,
     train_loss: float,
     class_names: Sequence[str],
+    activation: classifier_lib.Activation,
     batch_size: int,
     mesh: Mesh,
     skip_log: data.SkipLog,
 ) -> Epoch:
     logits: list[np.ndarray] = []
-    labels: list[int] = []
+    read: list[data.Clip] = []
     for position, arrays in cache.stream(
-        convnext.as_classifier(model, class_names),
+        convnext.as_classifier(model, class_names, activation),
         clips,
         front_end,
         batch_size=batch_size,
@@ -259,14 +323,17 @@ def _validate(
         skip_log=skip_log,
     ):
         logits.append(arrays["logits"])
-        labels.extend(clips[i].label for i in position)
-    if not labels:
+        read.extend(clips[i] for i in position)
+    if not read:
         raise ValueError(f"none of the {len(clips)} validation clips could be read")
-    scores, label = jnp.concatenate(logits), jnp.array(labels)
-    everything = jnp.ones(len(labels), bool)
+    scores, target = jnp.concatenate(logits), targets(read, len(class_names))
+    everything = jnp.ones(len(read), bool)
+    loss = cross_entropy(scores, jnp.asarray(target), everything, activation)
+    best = np.asarray(jnp.argmax(scores, axis=1))
+    hit, labelled = target[np.arange(len(read)), best], target.any(axis=1)
     return Epoch(
         epoch=epoch,
         train_loss=train_loss,
-        validation_loss=float(cross_entropy(scores, label, everything)),
-        validation_accuracy=float(jnp.mean(jnp.argmax(scores, axis=1) == label)),
+        validation_loss=float(loss),
+        validation_accuracy=float(hit[labelled].mean()) if labelled.any() else 0.0,
     )

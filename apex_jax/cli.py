@@ -1,0 +1,130 @@
+"""The command line: which command is asked for, errors, exit status.
+
+    apex-jax COMMAND --help
+
+A command's module is imported when it is asked for, so help is quick. Errors that a
+user causes are one line on stderr and status 1; wrong options are status 2, Ctrl-C
+is 130.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """Where a command lives.
+
+    Attributes:
+      module: has `main(config)`.
+      summary: what it does, for the list of commands.
+      config: name of the settings' class.
+    """
+
+    module: str
+    summary: str
+    config: str = "Config"
+
+
+COMMANDS = {
+    "train": Command(
+        module="apex_jax.commands.train",
+        summary="train a ConvNeXt on a folder of sounds",
+    ),
+    "fit": Command(
+        module="apex_jax.commands.fit",
+        summary="learn the explanations of a trained classifier",
+    ),
+    "explain": Command(
+        module="apex_jax.commands.explain",
+        summary="explain sound files as an HTML page to look at and listen to",
+    ),
+    "evaluate": Command(
+        module="apex_jax.commands.evaluate",
+        summary="test the classifier, with regions hidden too",
+    ),
+    "figure": Command(
+        module="apex_jax.commands.figure", summary="draw the figures of the paper"
+    ),
+    "convert": Command(
+        module="apex_jax.convert",
+        summary="turn weights of torch into a checkpoint",
+        config="Convert",
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+      arguments: without the program's name; None for the process's own.
+
+    Returns:
+      The exit status.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        return _say(_usage())
+    if name == "--version":
+        import apex_jax
+
+        return _say(f"apex-jax {apex_jax.__version__}")
+    if name not in COMMANDS:
+        return _fail(f"no command {name!r}; there are {', '.join(COMMANDS)}", 2)
+    try:
+        return _run(name, rest)
+    except (ValueError, OSError, ImportError) as error:
+        return _fail(f"{name}: {error}", 1)
+    except KeyboardInterrupt:
+        return _fail(f"{name}: interrupted", 130)
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    import tyro
+
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    config = tyro.cli(
+        getattr(module, command.config),
+        prog=f"apex-jax {name}",
+        args=arguments,
+        config=(tyro.conf.DisallowNone, tyro.conf.PositionalRequiredArgs)
+        if name == "convert"
+        else (tyro.conf.DisallowNone,),
+    )
+    summary = module.main(config)
+    return _say(summary) if isinstance(summary, str) else 0
+
+
+def _usage() -> str:
+    lines = [
+        "usage: apex-jax COMMAND [OPTIONS]",
+        "",
+        "Explains trained audio classifiers by prototypes (APEX).",
+        "",
+        *(f"  {name:10}{command.summary}" for name, command in COMMANDS.items()),
+        "",
+        "apex-jax COMMAND --help lists a command's options. With a folder of sounds,",
+        "one folder a class, and no trained classifier:",
+        "",
+        "  apex-jax train --data sounds --out runs/classifier",
+        "  apex-jax fit --data sounds --weights runs/classifier --out runs/apex",
+        "  apex-jax explain some.wav --run runs/apex",
+    ]
+    return "\n".join(lines)
+
+
+def _say(text: str) -> int:
+    print(text)  # noqa: T201
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"apex-jax {message}", file=sys.stderr)  # noqa: T201
+    return status

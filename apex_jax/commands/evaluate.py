@@ -1,0 +1,240 @@
+"""`apex-jax evaluate`: what a classifier is worth, and what its regions are.
+
+    apex-jax evaluate --run runs/apex
+
+Scores of the classifier and of APEX, which have to agree; the invariance audit; and
+the masking study: does hiding the region APEX points at hurt more than hiding a random
+one of the same shape?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from apex_jax import (
+    audio,
+    checkpoint,
+    data,
+    dataset,
+    disentangle,
+    explain,
+    masking,
+    metrics,
+    progress,
+    runs,
+    train,
+)
+from apex_jax import classifier as classifier_lib
+from apex_jax import mesh as mesh_lib
+
+Scores = dict[str, float]
+NAMES = {
+    "accuracy": "accuracy",
+    "top1_accuracy": "top-1 accuracy",
+    "cmap": "cmAP",
+    "auroc": "macro AUROC",
+    "eer": "equal error rate",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Tests a classifier, with regions hidden too.
+
+    Attributes:
+      run: a run of apex-jax fit.
+      data: a folder with one folder a class, or a manifest.
+      split: which clips to test on.
+      draws: random regions a clip.
+      batch_size: clips in the network at a time.
+      seed: of the random regions.
+      out: where the numbers go.
+      strict: stop at the first file that cannot be read, instead of skipping it.
+    """
+
+    run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    data: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="DIR|CSV", help_behavior_hint="(default: that of the run)"
+        ),
+    ] = None
+    split: Literal["train", "validation", "test", "all"] = "test"
+    draws: int = 10
+    batch_size: int = 32
+    seed: int = 0
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="FILE.json", help_behavior_hint="(default: RUN/evaluation.json)"
+        ),
+    ] = None
+    strict: tyro.conf.FlagCreatePairsOff[bool] = False
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Evaluates, writes `evaluation.json`, and returns what it holds."""
+    runs.check_least(config, draws=1, batch_size=1, seed=0)
+    stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
+    options: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "mesh": mesh_lib.make(),
+        "skip_log": skip_log,
+    }
+    with stages("data"):
+        explainer = explain.load(config.run.expanduser())
+        classifier, front_end = explainer.classifier, runs.front_end_of(explainer)
+        clips = _clips(config, classifier, front_end, skip_log)
+    with stages("classify"):
+        read, pooled, logits = runs.predictions(
+            "classify", classifier, clips, front_end, **options
+        )
+        audit = disentangle.audit(
+            explainer.transform,
+            classifier.head,
+            pooled,
+            logits,
+            activation=classifier.activation,
+        ).check()
+        apex = np.asarray(explainer.head(explainer.transform(pooled)))
+    with stages("masking"), progress.bar("mask", len(read), "clip") as on_progress:
+        study = masking.study(
+            jax.random.key(config.seed),
+            classifier,
+            explainer.transform,
+            read,
+            front_end,
+            scheme=explainer.scheme,
+            draws=config.draws,
+            on_progress=on_progress,
+            **options,
+        )
+    masked = [read[i] for i in study.index]
+    random = [_scores(masked, drawn, classifier) for drawn in study.random]
+    results = {
+        "command": "evaluate",
+        "scheme": explainer.scheme,
+        "split": config.split,
+        "clips": len(read),
+        "skipped_files": len(skip_log),
+        "class_names": list(classifier.class_names),
+        "scores": {
+            "classifier": _scores(read, logits, classifier),
+            "apex": _scores(read, apex, classifier),
+        },
+        "invariance": dataclasses.asdict(audit),
+        "masking": {
+            "none": _scores(masked, study.none, classifier),
+            "apex": _scores(masked, study.apex, classifier),
+            "random": {
+                "draws": config.draws,
+                **{
+                    name: {
+                        key: float(statistic([draw[key] for draw in random]))
+                        for key in random[0]
+                    }
+                    for name, statistic in (("mean", np.mean), ("std", np.std))
+                },
+            },
+        },
+        "seconds": {name: round(s, 2) for name, s in stages.seconds.items()},
+        "versions": dict(checkpoint.versions()),
+    }
+    out = config.out or config.run.expanduser() / "evaluation.json"
+    runs.write_json(out, results)
+    runs.say(table(results))
+    runs.report("invariance", runs.audit_words(audit))
+    for note in notes(results):
+        runs.report("note", note)
+    for path, reason in skip_log.entries():
+        runs.report("skipped", f"{path}: {reason}")
+    runs.report("written to", str(out))
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """The scores, for a terminal of 80 columns."""
+    scores, masked = results["scores"], results["masking"]
+    random = masked["random"]
+    lines = [
+        "",
+        f"{results['clips']} clips ({results['split']}), "
+        f"{len(results['class_names'])} classes, scheme "
+        f"{results['scheme'].replace('_', '-')}",
+        f"{'':20}{'nothing hidden':>22}{'region hidden':>30}",
+        f"{'':20}{'classifier':>12}{'APEX':>10}{'random':>18}{'APEX':>12}",
+    ]
+    for key, value in scores["classifier"].items():
+        spread = f"{random['mean'][key]:.3f} ± {random['std'][key]:.3f}"
+        lines.append(
+            f"{NAMES[key]:20}{value:12.3f}{scores['apex'][key]:10.3f}{spread:>18}"
+            f"{masked['apex'][key]:12.3f}"
+        )
+    return "\n".join([*lines, ""])
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """What a reader of the numbers should know before trusting an explanation."""
+    masked, found = results["masking"], []
+    key = next(iter(results["scores"]["classifier"]))
+    apex, random = masked["apex"][key], masked["random"]["mean"][key]
+    if apex >= random:
+        found.append(
+            "hiding APEX's regions hurts no more than hiding random ones "
+            f"({NAMES[key]} {apex:.3f} against {random:.3f})"
+        )
+    return found
+
+
+def _clips(
+    config: Config,
+    classifier: classifier_lib.Classifier,
+    front_end: audio.FrontEnd,
+    skip_log: data.SkipLog,
+) -> Sequence[data.Clip]:
+    """The clips to test on, cut as the run's were."""
+    made = runs.read_json(config.run.expanduser() / "config.json") or {}
+    source = config.data or made.get("data")
+    if source is None:
+        raise ValueError(
+            f"--data must name a folder or a manifest: {config.run} does not say what "
+            "it was made from"
+        )
+    found = dataset.read(
+        source,
+        class_names=classifier.class_names,
+        activation=classifier.activation,
+        shares=dataset.Shares(**made.get("split", {})),
+        skip_log=skip_log,
+    )
+    runs.report("data", str(found), *found.notes)
+    if config.split == "all":
+        clips = [clip for part in found.clips for clip in part]
+    else:
+        clips = getattr(found.clips, config.split)
+    if not clips:
+        raise ValueError(
+            f"{source} has no {config.split} clips: {found}; name another --split"
+        )
+    if (most := made.get("windows_per_file", 1)) > 1:
+        clips = data.windows(clips, front_end, max_windows=most, skip_log=skip_log)
+    return clips
+
+
+def _scores(
+    clips: Sequence[data.Clip],
+    logits: np.ndarray,
+    classifier: classifier_lib.Classifier,
+) -> Scores:
+    return metrics.summary(
+        train.targets(clips, len(classifier.class_names)).astype(bool),
+        classifier_lib.probabilities(logits, classifier.activation),
+        classifier.activation,
+    )

@@ -1,0 +1,212 @@
+"""`apex-jax explain`: why a classifier says what it says of sound files.
+
+    apex-jax explain clip.wav --run runs/apex
+
+Writes one HTML page to look at and listen to, and says the gist on the terminal. A
+long recording is explained window by window; a folder stands for its sound files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from apex_jax import (
+    archive,
+    audio,
+    cache,
+    data,
+    explain,
+    explanation,
+    progress,
+    report,
+    runs,
+)
+
+LONG = 1.5  # clips: a recording longer than that is explained window by window
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Explains what a classifier says of sound files.
+
+    Attributes:
+      clips: sound files, or folders of them.
+      run: a run of apex-jax fit; give it again for other schemes of the same
+        classifier.
+      target: the class to explain.
+      num_channels: top channels of each clip.
+      num_prototypes: training clips beside each channel.
+      num_negatives: and of those that excite it least.
+      hop_s: seconds from one window of a long recording to the next.
+      out: the page to write.
+      save: a folder to keep the explanations in, as JSON and NPZ.
+      sounds: embed the sounds, which are most of the page's size.
+      strict: stop at the first file that cannot be read, instead of skipping it.
+    """
+
+    clips: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP [CLIP ...]")
+    ]
+    run: Annotated[
+        tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="DIR")
+    ]
+    target: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="CLASS",
+            help_behavior_hint="(default: the predicted one; where a clip can have "
+            "several classes, each that is found)",
+        ),
+    ] = None
+    num_channels: Annotated[
+        int | None, tyro.conf.arg(help_behavior_hint="(default: 4)")
+    ] = None
+    num_prototypes: Annotated[
+        int | None, tyro.conf.arg(help_behavior_hint="(default: 5)")
+    ] = None
+    num_negatives: int = 0
+    hop_s: Annotated[
+        float | None, tyro.conf.arg(help_behavior_hint="(default: windows touch)")
+    ] = None
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.html")] = Path("report.html")
+    save: Annotated[
+        Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")
+    ] = None
+    sounds: bool = True
+    strict: tyro.conf.FlagCreatePairsOff[bool] = False
+
+
+def main(config: Config) -> list[explanation.Explanation]:
+    """Explains, writes the page, and returns the explanations."""
+    _check(config)
+    explainers = _explainers(config.run)
+    clip_s = float(runs.front_end_of(explainers[0]).clip_s)
+    skip_log = data.SkipLog(strict=config.strict)
+    files = list(_files(config.clips))
+    found: list[explanation.Explanation] = []
+    with progress.bar("explain", len(files) * len(explainers), "file") as done:
+        for file in files:
+            for explainer in explainers:
+                try:
+                    found += _explain(explainer, file, clip_s, config)
+                except audio.AudioError as error:
+                    # A prototype's file that is gone spoils every explanation.
+                    if Path(error.path) != file:
+                        raise
+                    skip_log.add(error)
+                done(1)
+    for path, reason in skip_log.entries():
+        runs.report("skipped", report.readable(f"{path}: {reason}"))
+    if not found:
+        raise ValueError(f"none of the {len(files)} files could be explained")
+    _say(found, clip_s, several=len(explainers) > 1)
+    if config.save is not None:
+        for number, one in enumerate(found):
+            archive.save(config.save / f"{number:04d}", one, overwrite=True)
+        runs.report("saved to", f"{config.save}, {len(found)} explanations")
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    report.write(config.out, found, sounds=config.sounds)
+    size = config.out.stat().st_size / 1e6
+    runs.report("written to", f"{config.out}, {size:.1f} MB; open it in a browser")
+    return found
+
+
+def _check(config: Config) -> None:
+    """Raises for what cannot work before any work is done."""
+    runs.check_least(config, num_channels=1, num_prototypes=1, num_negatives=0)
+    for name in ("clips", "run"):
+        if not getattr(config, name):
+            flag = "CLIP" if name == "clips" else "--run"
+            raise ValueError(f"{flag} must be given at least once")
+    if config.out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--out must end in .html; got {config.out}")
+    if config.hop_s is not None and not config.hop_s > 0:
+        raise ValueError(f"--hop-s must be positive seconds; got {config.hop_s:g}")
+    if config.save is not None and config.save.exists() and any(config.save.iterdir()):
+        raise ValueError(f"--save {config.save} is not empty; name another folder")
+
+
+def _explainers(folders: Sequence[Path]) -> list[explain.Explainer]:
+    """One a run, of the same classifier."""
+    found = [explain.load(folder.expanduser()) for folder in folders]
+    first = cache.weights_digest(found[0].classifier)
+    for folder, explainer in zip(folders, found, strict=True):
+        if cache.weights_digest(explainer.classifier) != first:
+            raise ValueError(
+                f"{folder} explains another classifier than {folders[0]}; runs given "
+                "together have to be of one"
+            )
+    return found
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files named, and the sound files of the folders named."""
+    known = data.endings()
+    for path in paths:
+        path = path.expanduser()
+        if not path.is_dir():
+            yield path
+            continue
+        inside = [
+            file
+            for file in sorted(path.rglob("*"))
+            if file.suffix[1:].lower() in known
+            and not any(p.startswith(".") for p in file.relative_to(path).parts)
+            and file.is_file()
+        ]
+        if not inside:
+            raise ValueError(f"{path} holds no sound file")
+        yield from inside
+
+
+def _explain(
+    explainer: explain.Explainer, file: Path, clip_s: float, config: Config
+) -> list[explanation.Explanation]:
+    """Of one file: one, one a class, one a window, or one a window and class."""
+    options: dict[str, Any] = {
+        "num_channels": config.num_channels,
+        "num_prototypes": config.num_prototypes,
+        "num_negatives": config.num_negatives,
+    }
+    each = config.target is None
+    if config.hop_s is not None or audio.duration(file) > LONG * clip_s:
+        return list(
+            explainer.windows(
+                file,
+                hop_s=config.hop_s,
+                positives=each,
+                target=config.target,
+                **options,
+            )
+        )
+    if each:
+        return list(explainer.positives(file, **options))
+    return [explainer(file, target=config.target, **options)]
+
+
+def _say(
+    found: Sequence[explanation.Explanation], clip_s: float, *, several: bool
+) -> None:
+    """What is predicted and where the channels lie, for a terminal."""
+    source = None
+    for one in found:
+        if one.source != source:
+            source = one.source
+            runs.say(report.readable(source))
+        start, end = one.offset_s, one.offset_s + clip_s
+        predicted = one.class_names[one.predicted]
+        what = report.readable(one.class_name)
+        likely = report.percent(float(one.probabilities[one.target]))
+        instead = f"  (predicted: {predicted})" if one.target != one.predicted else ""
+        scheme = f"  [{one.scheme.replace('_', '-')}]" if several else ""
+        runs.say(f"  {start:.1f}-{end:.1f} s  {what} {likely}{instead}{scheme}")
+        for channel in one.channels:
+            region = " and ".join(str(area) for area in channel.areas)
+            runs.say(
+                f"    channel {channel.index:<5}{channel.contribution:+7.3f}  {region}"
+            )

@@ -1,0 +1,266 @@
+"""`apex-jax fit`: learn what the channels of a trained classifier stand for.
+
+    apex-jax fit --data sounds --weights runs/classifier --out runs/apex
+
+The classifier runs once over every clip, U is learned on the training clips and
+audited there and on the clips held out, and the run's folder takes all that
+`apex-jax explain` needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+from jax.sharding import Mesh
+
+from apex_jax import (
+    audio,
+    cache,
+    checkpoint,
+    data,
+    dataset,
+    disentangle,
+    explain,
+    figures,
+    fit,
+    optimize,
+    progress,
+    runs,
+    schemes,
+    suggest,
+)
+from apex_jax import classifier as classifier_lib
+from apex_jax import mesh as mesh_lib
+from apex_jax.models import convnext
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Learns the explanations of a trained classifier.
+
+    Attributes:
+      weights: the classifier: a run of apex-jax train, or what apex-jax convert wrote.
+      data: a folder with one folder a class, or a manifest with the columns path,
+        label (or labels, joined by ;) and if wanted split, offset_s, group. Without
+        a column split, clips are split as they were to train the classifier.
+      out: the run's folder, to be made.
+      scheme: where prototypes lie: a moment in a band, a moment, a band, or both.
+      windows_per_file: consecutive clips taken from a long file, at most.
+      batch_size: clips in the network at a time.
+      seed: of the optimisation.
+      strict: stop at the first file that cannot be read, instead of skipping it.
+      overwrite: replace a finished run of other settings.
+      front_end: settings of the spectrogram, for a classifier that brings none.
+      optimise: how U is learned.
+    """
+
+    weights: Annotated[
+        Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(required)")
+    ] = None
+    data: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="DIR|CSV",
+            help_behavior_hint="(default: what the classifier was trained on)",
+        ),
+    ] = None
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    scheme: Literal["square", "time", "frequency", "time-frequency"] = "frequency"
+    windows_per_file: int = 1
+    batch_size: int = 32
+    seed: int = 0
+    strict: tyro.conf.FlagCreatePairsOff[bool] = False
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    front_end: suggest.Wanted = dataclasses.field(default_factory=suggest.Wanted)
+    optimise: optimize.Config = dataclasses.field(default_factory=optimize.Config)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Fits, writes the run's folder, and returns `results.json`."""
+    config.optimise.check()
+    runs.check_least(config, windows_per_file=1, batch_size=1, seed=0)
+    stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
+    mesh = mesh_lib.make()
+    with stages("data"):
+        weights = _weights(config)
+        model, metadata = checkpoint.load_classifier(weights)
+        classifier = convnext.as_classifier(
+            model, metadata["class_names"], metadata["activation"]
+        )
+        front_end = _front_end(weights, metadata["front_end"], config.front_end)
+        origin = runs.read_json(weights.parent / "config.json") or {}
+        source = _data(config, origin)
+        # What runs, wherever it is looked at from.
+        config = dataclasses.replace(config, weights=weights, data=source)
+        shares = dataset.Shares(**origin.get("split", {}))
+        runs.report(
+            "weights",
+            str(weights),
+            f"ConvNeXt {model.config.size}, {len(classifier.class_names)} classes, "
+            f"clips of {front_end.clip_s:g} s at {front_end.sample_rate} Hz",
+        )
+        found = dataset.read(
+            source,
+            class_names=classifier.class_names,
+            activation=classifier.activation,
+            shares=shares,
+            skip_log=skip_log,
+        )
+        runs.report("data", str(found), *found.notes)
+        if "split" not in origin and not found.given_splits:
+            runs.report(
+                "note",
+                "nothing says which of these clips the classifier was trained on; a "
+                "manifest with a column split would",
+            )
+        if not found.clips.train:
+            raise ValueError(f"{source}: {found}; fitting needs training clips")
+        runs.claim(config.out, config, split=dataclasses.asdict(shares))
+    with stages("features"):
+        cached = {
+            name: runs.features(
+                config.out / "cache" / name,
+                classifier,
+                _cut(clips, front_end, config, skip_log),
+                front_end,
+                content=cache.content_for(schemes.parse(config.scheme)),
+                batch_size=config.batch_size,
+                mesh=mesh,
+                skip_log=skip_log,
+            )
+            for name, clips in found.clips._asdict().items()
+            if clips
+        }
+    with stages("optimise"):
+        fitted = _fit(config, classifier, cached["train"], front_end, mesh)
+        # Clips that U was not learned on have to keep their predictions too.
+        invariance = {
+            name: disentangle.audit(
+                fitted.explainer.transform,
+                classifier.head,
+                part.features.pooled,
+                part.features.logits,
+                activation=classifier.activation,
+            ).check()
+            for name, part in cached.items()
+        }
+    with stages("write"):
+        explain.save(config.out, fitted.explainer, overwrite=True)
+        runs.write_bank(config.out / "bank.csv", fitted.explainer)
+        figures.purity(fitted.history).savefig(config.out / "purity.png", dpi=120)
+        skip_log.write_csv(config.out / "skipped.csv")
+    before, after = fitted.history.round_purity[0], fitted.history.round_purity[-1]
+    results = {
+        "command": "fit",
+        "scheme": fitted.explainer.scheme,
+        "model": model.config.size,
+        "class_names": list(classifier.class_names),
+        "activation": classifier.activation,
+        "clips": {name: len(part.clips) for name, part in cached.items()},
+        "skipped_files": len(skip_log),
+        "invariance": {
+            name: dataclasses.asdict(audit) for name, audit in invariance.items()
+        },
+        "purity": {
+            "before": before,
+            "after": after,
+            **dataclasses.asdict(fitted.history),
+        },
+        "seconds": {name: round(s, 2) for name, s in stages.seconds.items()},
+        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "versions": dict(checkpoint.versions()),
+    }
+    runs.write_json(config.out / "results.json", results)
+    runs.report("purity", f"{before:.3f} before, {after:.3f} after")
+    for name, audit in invariance.items():
+        label = "" if name != next(iter(invariance)) else "invariance"
+        runs.report(label, f"{name}: {runs.audit_words(audit)}")
+    runs.report_end(config.out, skip_log, stages)
+    return results
+
+
+def _weights(config: Config) -> Path:
+    """The checkpoint of the classifier, also where its run was named."""
+    if config.weights is None:
+        raise ValueError(
+            "--weights must name a trained classifier; apex-jax train makes one, "
+            "apex-jax convert takes one from torch"
+        )
+    weights = config.weights.expanduser().resolve()
+    if config.out.expanduser().resolve() in (weights, weights.parent):
+        raise ValueError(
+            f"--out {config.out} is where the classifier of --weights lies; name "
+            "another folder"
+        )
+    return weights / "classifier" if (weights / "classifier").is_dir() else weights
+
+
+def _data(config: Config, origin: dict[str, Any]) -> Path:
+    """The data asked for, or what the classifier was trained on."""
+    if config.data is not None:
+        return config.data.expanduser().resolve()
+    if "data" not in origin:
+        raise ValueError(
+            "--data must name a folder or a manifest: the classifier does not say "
+            "what it was trained on"
+        )
+    return Path(origin["data"])
+
+
+def _front_end(
+    weights: Path, brought: dict[str, Any] | None, wanted: suggest.Wanted
+) -> audio.FrontEnd:
+    """The classifier's own front end, or the one that the options describe."""
+    asked = wanted.settings()
+    if brought is not None:
+        if asked:
+            raise ValueError(
+                f"{weights} brings its own front end; leave out --front-end for "
+                f"{', '.join(asked)}"
+            )
+        return audio.FrontEnd.from_dict(brought)
+    if not asked:
+        raise ValueError(
+            f"{weights} does not say how its spectrograms are made; say it by "
+            "--front-end.sample-rate, --front-end.clip-s and so on, or by "
+            "--front-end.file FILE.json"
+        )
+    return audio.FrontEnd.from_dict(asked)
+
+
+def _cut(
+    clips: list[data.Clip],
+    front_end: audio.FrontEnd,
+    config: Config,
+    skip_log: data.SkipLog,
+) -> list[data.Clip]:
+    """One clip a file, or several of long ones."""
+    if config.windows_per_file == 1:
+        return clips
+    return data.windows(
+        clips, front_end, max_windows=config.windows_per_file, skip_log=skip_log
+    )
+
+
+def _fit(
+    config: Config,
+    classifier: classifier_lib.Classifier,
+    cached: cache.Cached,
+    front_end: audio.FrontEnd,
+    mesh: Mesh,
+) -> fit.Fit:
+    with progress.bar("optimise U", config.optimise.epochs, "epoch") as on_progress:
+        return fit.explainer(
+            jax.random.key(config.seed),
+            classifier,
+            cached,
+            front_end,
+            schemes.parse(config.scheme),
+            config=config.optimise,
+            mesh=mesh,
+            on_epoch=lambda epoch, purity: on_progress(1),
+        )

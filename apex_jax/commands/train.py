@@ -1,0 +1,221 @@
+"""`apex-jax train`: a ConvNeXt for a folder of sounds.
+
+    apex-jax train --data sounds --out runs/sounds
+
+The front end is chosen from the data; the network of the best epoch is kept with all
+that is needed to use it, and validation and test clips tell what it is worth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+from flax import nnx
+from jax.sharding import Mesh
+
+from apex_jax import (
+    audio,
+    checkpoint,
+    data,
+    dataset,
+    metrics,
+    progress,
+    runs,
+    suggest,
+)
+from apex_jax import classifier as classifier_lib
+from apex_jax import mesh as mesh_lib
+from apex_jax import train as training
+from apex_jax.models import convnext
+
+LAYER_SCALE = 1.0  # the published 1e-6 is made for 300 epochs on ImageNet
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Trains a ConvNeXt on a folder of sounds.
+
+    Attributes:
+      data: a folder with one folder a class, or a manifest with the columns path,
+        label (or labels, joined by ;) and if wanted split, offset_s, group.
+      out: the run's folder, to be made.
+      model: size of the ConvNeXt, from some 3 to 200 million weights.
+      seed: of the first weights, the order of the clips and the crops.
+      strict: stop at the first file that cannot be read, instead of skipping it.
+      overwrite: replace a finished run of other settings.
+      split: how data that come without splits are split.
+      front_end: settings of the spectrogram.
+      train: how to train.
+    """
+
+    data: Annotated[Path, tyro.conf.arg(metavar="DIR|CSV")]
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    model: convnext.Size = "atto"
+    seed: int = 0
+    strict: tyro.conf.FlagCreatePairsOff[bool] = False
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    split: dataset.Shares = dataclasses.field(default_factory=dataset.Shares)
+    front_end: suggest.Wanted = dataclasses.field(default_factory=suggest.Wanted)
+    train: training.Config = dataclasses.field(default_factory=training.Config)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Trains, writes the run's folder, and returns `results.json`."""
+    config.train.check()
+    runs.check_least(config, seed=0)
+    stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
+    mesh = mesh_lib.make()
+    # What runs, wherever it is looked at from.
+    config = dataclasses.replace(config, data=config.data.expanduser().resolve())
+    with stages("data"):
+        found = dataset.read(config.data, shares=config.split, skip_log=skip_log)
+        runs.report("data", str(found), *found.notes)
+        if len(found.class_names) < 2:
+            raise ValueError(
+                f"{config.data} has one class, {found.class_names[0]}; a classifier "
+                "needs two or more"
+            )
+        if not (found.clips.train and found.clips.validation):
+            raise ValueError(
+                f"{config.data}: {found}; training needs clips to train on and to "
+                "validate on"
+            )
+        runs.claim(config.out, config)
+        front_end = _front_end(config, found, skip_log)
+    if config.train.random_crop and any(clip.offset_s for clip in found.clips.train):
+        runs.report("crops", "none at random: the manifest says where clips start")
+        steady = dataclasses.replace(config.train, random_crop=False)
+        config = dataclasses.replace(config, train=steady)
+
+    with stages("train"):
+        model, epochs = _train(config, found, front_end, mesh, skip_log)
+    best = min(epochs, key=lambda epoch: epoch.validation_loss)
+    # Kept whatever comes after: training is what takes longest.
+    checkpoint.save_classifier(
+        config.out / "classifier",
+        model,
+        class_names=found.class_names,
+        activation=found.activation,
+        front_end=front_end.to_dict(),
+        overwrite=True,
+    )
+    runs.write_json(
+        config.out / "training.json", [dataclasses.asdict(epoch) for epoch in epochs]
+    )
+    with stages("evaluate"):
+        scores = {
+            name: _scores(name, model, found, clips, front_end, mesh, skip_log)
+            for name, clips in found.clips._asdict().items()
+            if name != "train" and clips
+        }
+    skip_log.write_csv(config.out / "skipped.csv")
+    results = {
+        "command": "train",
+        "model": model.config.size,
+        "class_names": list(found.class_names),
+        "activation": found.activation,
+        "clips": {name: len(part) for name, part in found.clips._asdict().items()},
+        "skipped_files": len(skip_log),
+        "best_epoch": best.epoch,
+        "scores": scores,
+        "front_end": front_end.to_dict(),
+        "seconds": {name: round(s, 2) for name, s in stages.seconds.items()},
+        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "versions": dict(checkpoint.versions()),
+    }
+    runs.write_json(config.out / "results.json", results)
+    runs.report(
+        "best epoch",
+        f"{best.epoch} of {len(epochs)}, validation loss {best.validation_loss:.3f}",
+    )
+    for name, values in scores.items():
+        runs.report(name, ", ".join(f"{k} {v:.3f}" for k, v in values.items()))
+    runs.report_end(config.out, skip_log, stages)
+    return results
+
+
+def _front_end(
+    config: Config, found: dataset.Dataset, skip_log: data.SkipLog
+) -> audio.FrontEnd:
+    """The front end asked for, what was left out chosen from the training clips."""
+    with progress.bar("measure", suggest.MAX_CLIPS, "clip") as on_progress:
+        choice = suggest.front_end(
+            found.clips.train,
+            config.front_end.settings(),
+            skip_log=skip_log,
+            on_progress=on_progress,
+        )
+    rows, frames = choice.front_end.shape
+    runs.report("spectrogram", f"{rows} x {frames} pixels a clip; chosen:")
+    for name, reason in choice.reasons.items():
+        value = f"{getattr(choice.front_end, name):g}"
+        runs.report("", f"{name:12}{value:>8}  {reason}")
+    return choice.front_end
+
+
+def _train(
+    config: Config,
+    found: dataset.Dataset,
+    front_end: audio.FrontEnd,
+    mesh: Mesh,
+    skip_log: data.SkipLog,
+) -> tuple[convnext.ConvNeXt, list[training.Epoch]]:
+    shape = convnext.ConvNeXtConfig.named(
+        config.model,
+        num_classes=len(found.class_names),
+        layer_scale_init=LAYER_SCALE,
+    )
+    if min(front_end.shape) < shape.stride:
+        raise ValueError(
+            f"the spectrogram has {front_end.num_rows} rows and "
+            f"{front_end.num_frames} frames; a ConvNeXt needs {shape.stride} of each: "
+            "more --front-end.n-mels, or a shorter --front-end.hop-length"
+        )
+    seed = config.seed
+    # Compiled: one by one, the random draws would each compile by themselves.
+    model = jax.jit(lambda: convnext.ConvNeXt(shape, rngs=nnx.Rngs(seed)))()
+    clips = found.clips.train
+    batch_size = mesh_lib.round_up(config.train.batch_size, mesh)
+    num_epochs = config.train.num_epochs(-(-len(clips) // batch_size))
+    with progress.bar("train", num_epochs * len(clips), "clip") as on_progress:
+        return training.fit(
+            model,
+            clips,
+            found.clips.validation,
+            front_end,
+            class_names=found.class_names,
+            activation=found.activation,
+            seed=seed,
+            config=config.train,
+            mesh=mesh,
+            skip_log=skip_log,
+            on_progress=on_progress,
+        )
+
+
+def _scores(
+    name: str,
+    model: convnext.ConvNeXt,
+    found: dataset.Dataset,
+    clips: list[data.Clip],
+    front_end: audio.FrontEnd,
+    mesh: Mesh,
+    skip_log: data.SkipLog,
+) -> dict[str, float]:
+    read, _, logits = runs.predictions(
+        name,
+        convnext.as_classifier(model, found.class_names, found.activation),
+        clips,
+        front_end,
+        mesh=mesh,
+        skip_log=skip_log,
+    )
+    return metrics.summary(
+        training.targets(read, len(found.class_names)).astype(bool),
+        classifier_lib.probabilities(logits, found.activation),
+        found.activation,
+    )

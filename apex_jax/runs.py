@@ -1,0 +1,217 @@
+"""The folder of a run: claimed once, with the plain files that others read.
+
+After everything that computes, before the commands and experiments: features that are
+made anew where something else made them, JSON, the bank as a table.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apex_jax import audio, cache, data, disentangle, explain, progress
+from apex_jax import classifier as classifier_lib
+
+INDENT = 13  # of what stands beside a label
+BANK_HEADER = (
+    "channel",
+    "sign",
+    "rank",
+    "file",
+    "offset_s",
+    "class",
+    "activation",
+    "purity",
+    "regions",
+)
+
+
+def say(message: str) -> None:
+    """A line for the person at the terminal."""
+    print(message, flush=True)  # noqa: T201
+
+
+def check_least(config: Any, **least: int) -> None:
+    """Raises ValueError for options below what they must be at least."""
+    for name, smallest in least.items():
+        value = getattr(config, name)
+        if value is not None and value < smallest:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} must be at least {smallest}; got {value}")
+
+
+def claim(output: Path, config: Any, **more: Any) -> None:
+    """Writes `config.json`; refuses a folder with a finished run of other settings.
+
+    Args:
+      output: the run's folder, made if need be.
+      config: a dataclass with all defaults filled in; its `overwrite` lets a finished
+        run be replaced.
+      **more: what else `config.json` is to say.
+
+    Raises:
+      ValueError: the folder holds a finished run of other settings.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    settings = {**plain(config), **more}
+    before = read_json(output / "config.json")
+    same = {**(before or {}), "overwrite": None} == {**settings, "overwrite": None}
+    if (output / "results.json").exists() and not (same or config.overwrite):
+        raise ValueError(
+            f"{output} holds a finished run of other settings; name another folder, "
+            "or --overwrite it"
+        )
+    for stale in ("results.json", "training.json"):
+        (output / stale).unlink(missing_ok=True)
+    write_json(output / "config.json", settings)
+
+
+def features(
+    directory: Path,
+    classifier: classifier_lib.Classifier,
+    clips: Sequence[data.Clip],
+    front_end: audio.FrontEnd,
+    **options: Any,
+) -> cache.Cached:
+    """`cache.build` with a bar; a cache that something else made is made anew."""
+    with progress.bar(f"features ({directory.name})", len(clips), "clip") as done:
+        options["on_progress"] = done
+        try:
+            return cache.build(directory, classifier, clips, front_end, **options)
+        except cache.CacheError as error:
+            say(f"{error}; making it anew")
+            shutil.rmtree(directory)
+            return cache.build(directory, classifier, clips, front_end, **options)
+
+
+def predictions(
+    label: str,
+    classifier: classifier_lib.Classifier,
+    clips: Sequence[data.Clip],
+    front_end: audio.FrontEnd,
+    **options: Any,
+) -> tuple[list[data.Clip], np.ndarray, np.ndarray]:
+    """The clips that can be read, their pooled vectors and logits; with a bar.
+
+    Args:
+      label: of the bar.
+      classifier: the network.
+      clips: what to classify.
+      front_end: settings of the spectrogram.
+      **options: of `cache.stream`.
+
+    Raises:
+      ValueError: no clip could be read.
+    """
+    read: list[data.Clip] = []
+    parts: list[dict[str, np.ndarray]] = []
+    with progress.bar(label, len(clips), "clip") as done:
+        for position, arrays in cache.stream(
+            classifier, clips, front_end, on_progress=done, **options
+        ):
+            read += [clips[i] for i in position]
+            parts.append(arrays)
+    if not read:
+        raise ValueError(f"none of the {len(clips)} clips could be read")
+    pooled, logits = (
+        np.concatenate([arrays[name] for arrays in parts])
+        for name in ("pooled", "logits")
+    )
+    return read, pooled, logits
+
+
+def front_end_of(explainer: explain.Explainer) -> audio.FrontEnd:
+    """How an explainer turns sound into spectrograms.
+
+    Raises:
+      ValueError: it explains feature maps computed elsewhere.
+    """
+    if explainer.front_end is None:
+        raise ValueError(
+            "this run explains feature maps that were computed elsewhere; a command "
+            "needs one that takes sound"
+        )
+    return explainer.front_end
+
+
+def write_bank(file: Path, explainer: explain.Explainer) -> None:
+    """The prototypes of every channel as a table that a person can read."""
+    grid = explainer.grid()
+    names = explainer.classifier.class_names
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(BANK_HEADER)
+        for one in (explainer.positive, explainer.negative):
+            clip, activation, purity, location = (
+                np.asarray(a)
+                for a in (one.clip, one.activation, one.purity, one.location)
+            )
+            for channel, rank in np.ndindex(clip.shape):
+                at = channel, rank
+                source = explainer.clips[int(clip[at])]
+                areas = explainer.areas(grid, location[at])
+                writer.writerow(
+                    [
+                        channel,
+                        one.sign,
+                        rank + 1,
+                        source.path,
+                        f"{source.offset_s:.3f}",
+                        ", ".join(names[label] for label in source.labels),
+                        f"{activation[at]:.6g}",
+                        f"{purity[at]:.4f}",
+                        "; ".join(str(area) for area in areas),
+                    ]
+                )
+
+
+def plain(value: Any) -> Any:
+    """A config as JSON knows it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)
+        }
+    return str(value) if isinstance(value, Path) else value
+
+
+def read_json(file: Path) -> Any:
+    """The content, or None where there is no such file."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Indented, with a newline at the end."""
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def report(label: str, text: str, *more: str) -> None:
+    """Lines of a table for a terminal of 80 columns: a label, and what it says."""
+    for line, words in enumerate((text, *more)):
+        for part in textwrap.wrap(words, 80 - INDENT) or [""]:
+            say(f"{'' if line else label:{INDENT}}{part}")
+            label = ""
+
+
+def audit_words(audit: disentangle.Audit) -> str:
+    """An audit in a line or two."""
+    return (
+        f"{audit.changed_predictions} of {audit.num_clips} predictions changed, logits "
+        f"within {audit.max_abs_logit_error:.1e}, cond(U) {audit.condition_number:.1f}"
+    )
+
+
+def report_end(output: Path, skip_log: data.SkipLog, stages: progress.Stages) -> None:
+    """What every run says last."""
+    seconds = [f"{name} {s:.0f}" for name, s in stages.seconds.items()]
+    report("seconds", ", ".join(seconds))
+    if len(skip_log):
+        report("skipped", f"{len(skip_log)} files, listed in {output / 'skipped.csv'}")
+    report("written to", str(output))
