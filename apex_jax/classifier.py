@@ -35,10 +35,10 @@ class LinearHead:
       bias: `[classes]`.
     """
 
-    weight: jax.Array
-    bias: jax.Array
+    weight: jax.Array | np.ndarray
+    bias: jax.Array | np.ndarray
 
-    def __call__(self, pooled: Float[Array, "*batch chan"]) -> jax.Array:
+    def __call__(self, pooled: Float[Array | np.ndarray, "*batch chan"]) -> jax.Array:
         """Logits `[*batch, classes]`, float32 at the highest matmul precision."""
         product = jnp.matmul(pooled, self.weight.T, precision=jax.lax.Precision.HIGHEST)
         return product + self.bias.reshape((1,) * (product.ndim - 1) + (-1,))
@@ -142,7 +142,7 @@ def probabilities(
     raise ValueError(f"activation must be softmax or sigmoid; got {activation!r}")
 
 
-def pool(feature_map: Float[Array, "*batch freq time chan"]) -> jax.Array:
+def pool(feature_map: Float[Array | np.ndarray, "*batch freq time chan"]) -> jax.Array:
     """Global average pooling, `[*batch, chan]`: the mean over rows and columns.
 
     In float32 whatever the map's dtype: the pooled vector is on the invariance path.
@@ -151,9 +151,9 @@ def pool(feature_map: Float[Array, "*batch freq time chan"]) -> jax.Array:
 
 
 def fold_layer_norm(
-    feature_map: Float[Array, "*batch freq time chan"],
-    scale: Float[Array, " chan"],
-    bias: Float[Array, " chan"],
+    feature_map: Float[Array | np.ndarray, "*batch freq time chan"],
+    scale: Float[Array | np.ndarray, " chan"],
+    bias: Float[Array | np.ndarray, " chan"],
     *,
     epsilon: float,
 ) -> Float[Array, "*batch freq time chan"]:
@@ -180,6 +180,6 @@ def fold_layer_norm(
     mean = jnp.mean(pooled, axis=-1)[..., None, None, None]
     variance = jnp.var(pooled, axis=-1)[..., None, None, None]
     scale, bias = (
-        p.reshape((1,) * (feature_map.ndim - 1) + (-1,)) for p in (scale, bias)
+        jnp.reshape(p, (1,) * (feature_map.ndim - 1) + (-1,)) for p in (scale, bias)
     )
     return scale * (feature_map - mean) / jnp.sqrt(variance + epsilon) + bias

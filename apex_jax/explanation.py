@@ -185,6 +185,13 @@ class Explanation:
         """Of each class, `[classes]`: they sum to 1 under softmax only."""
         return classifier_lib.probabilities(self.logits, self.activation)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: the report, with players."""
+        # The one import against the flow: a notebook asks the value itself.
+        from apex_jax import report
+
+        return report.notebook(self)
+
 
 def areas(
     grid: schemes.Grid,

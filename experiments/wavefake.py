@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,17 +32,18 @@ from apex_jax import (
     data,
     disentangle,
     explain,
+    figures,
     fit,
     optimize,
-    plot,
     progress,
+    runs,
     schemes,
     train,
 )
 from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
-from experiments import demo_corpus, records, vocoders, wavefake_corpus
+from experiments import demo_corpus, vocoders, wavefake_corpus
 from experiments import wavefake_evaluation as evaluation
 from experiments import wavefake_report as report
 
@@ -135,7 +135,7 @@ def main(config: Config) -> dict[str, Any]:
             windows_per_file=_windows_per_file(config, corpus),
             front_end=front_end,
         )
-        _claim(output, config)
+        runs.claim(output, config)
         if corpus is None:
             corpus = _demo(config, output / "corpus")
         vocoder = corpus.vocoder(config.train_on or "")
@@ -146,7 +146,7 @@ def main(config: Config) -> dict[str, Any]:
             num_validation=config.validation_sentences,
             cut=_cutter(config, skip_log),
         )
-        _say(_split_message(splits, corpus))
+        runs.say(_split_message(splits, corpus))
     if model is None:
         with stages("train"):
             model, epochs = _train(config, splits, front_end, mesh, skip_log)
@@ -158,14 +158,14 @@ def main(config: Config) -> dict[str, Any]:
             front_end=front_end.to_dict(),
             overwrite=True,
         )
-        records.write_json(
+        runs.write_json(
             output / "training.json", [dataclasses.asdict(e) for e in epochs]
         )
     classifier = convnext.as_classifier(model, wavefake_corpus.CLASS_NAMES)
 
     with stages("features"):
         cached = {
-            name: _features(
+            name: runs.features(
                 output / "cache" / name,
                 classifier,
                 clips,
@@ -188,7 +188,7 @@ def main(config: Config) -> dict[str, Any]:
             transform, classifier.head, test.pooled, test.logits
         ).check()
     explain.save(output, explainer, overwrite=True)
-    records.write_bank(output / "bank.csv", explainer)
+    runs.write_bank(output / "bank.csv", explainer)
 
     with stages("evaluate"):
         clips = cached["test"].clips
@@ -210,7 +210,7 @@ def main(config: Config) -> dict[str, Any]:
             skip_log=skip_log,
         )
     with stages("figures"):
-        plot.purity(history).savefig(output / "purity.png", dpi=120)
+        figures.purity(history).savefig(output / "purity.png", dpi=120)
         evaluation.draw_examples(
             output / "explanations",
             explainer,
@@ -243,10 +243,10 @@ def main(config: Config) -> dict[str, Any]:
         "seconds": {name: round(s, 2) for name, s in stages.seconds.items()},
         "seed": config.seed,
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "versions": records.versions(),
+        "versions": dict(checkpoint.versions()),
     }
-    records.write_json(output / "results.json", results)
-    _say(report.table(results, output))
+    runs.write_json(output / "results.json", results)
+    runs.say(report.table(results, output))
     return results
 
 
@@ -275,7 +275,7 @@ def _copy(root: Path) -> wavefake_corpus.Corpus:
     corpus = wavefake_corpus.read(root)
     absent = [name for name in wavefake_corpus.VOCODERS if name not in corpus.fake]
     if absent:
-        _say(f"absent from {root}, so not tested: {', '.join(absent)}")
+        runs.say(f"absent from {root}, so not tested: {', '.join(absent)}")
     return corpus
 
 
@@ -327,22 +327,6 @@ def _default_output(config: Config, scheme: schemes.Scheme) -> Path:
     return Path("runs") / "-".join(parts)
 
 
-def _claim(output: Path, config: Config) -> None:
-    """Writes `config.json`; refuses a folder with a finished run of other settings."""
-    output.mkdir(parents=True, exist_ok=True)
-    settings = records.plain(config)
-    before = records.read_json(output / "config.json")
-    same = {**(before or {}), "overwrite": None} == {**settings, "overwrite": None}
-    if (output / "results.json").exists() and not (same or config.overwrite):
-        raise ValueError(
-            f"{output} holds a finished run of other settings; name another "
-            "--output-dir, or --overwrite it"
-        )
-    for stale in ("results.json", "training.json"):
-        (output / stale).unlink(missing_ok=True)
-    records.write_json(output / "config.json", settings)
-
-
 def _cutter(
     config: Config, skip_log: data.SkipLog
 ) -> Callable[[Sequence[data.Clip]], list[data.Clip]]:
@@ -375,7 +359,9 @@ def _weights(config: Config) -> tuple[convnext.ConvNeXt, audio.FrontEnd]:
     model, metadata = checkpoint.load_classifier(config.weights)
     wanted, names = wavefake_corpus.CLASS_NAMES, tuple(metadata["class_names"])
     if len(names) == len(wanted) and all(name.isdigit() for name in names):
-        _say(f"{config.weights} has no class names; taken as {' and '.join(wanted)}")
+        runs.say(
+            f"{config.weights} has no class names; taken as {' and '.join(wanted)}"
+        )
     elif set(names) == set(wanted):
         # Else scores would be inverted without a word.
         order = np.array([names.index(name) for name in wanted])
@@ -390,7 +376,9 @@ def _weights(config: Config) -> tuple[convnext.ConvNeXt, audio.FrontEnd]:
             f"needs {' and '.join(wanted)}"
         )
     if metadata["front_end"] is None:
-        _say(f"{config.weights} carries no front end; --front-end's settings are used")
+        runs.say(
+            f"{config.weights} carries no front end; --front-end's settings are used"
+        )
         return model, config.front_end
     return model, audio.FrontEnd.from_dict(metadata["front_end"])
 
@@ -429,20 +417,6 @@ def _train(
         )
 
 
-def _features(directory: Path, classifier, clips, front_end, **options) -> cache.Cached:
-    """The features of clips; a cache that something else made is made anew."""
-    with progress.bar(
-        f"features ({directory.name})", len(clips), "clip"
-    ) as on_progress:
-        options["on_progress"] = on_progress
-        try:
-            return cache.build(directory, classifier, clips, front_end, **options)
-        except cache.CacheError as error:
-            _say(f"{error}; making it anew")
-            shutil.rmtree(directory)
-            return cache.build(directory, classifier, clips, front_end, **options)
-
-
 def _fit(
     config: Config,
     key: jax.Array,
@@ -461,12 +435,12 @@ def _fit(
             scheme,
             config=config.optimise,
             mesh=mesh,
+            settings=(
+                ("classifier", f"trained on {config.train_on}"),
+                ("seed", str(config.seed)),
+            ),
             on_epoch=lambda epoch, purity: on_progress(1),
         )
-
-
-def _say(message: str) -> None:
-    print(message, flush=True)
 
 
 def cli() -> None:

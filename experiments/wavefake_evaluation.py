@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from apex_jax import bank, data, explain, masking, metrics, plot, progress
+from apex_jax import bank, data, explain, figures, masking, metrics, progress
 from experiments import wavefake_corpus
 
 FAKE = wavefake_corpus.CLASS_NAMES.index("fake")
@@ -46,6 +46,7 @@ def masking_eers(
     skip_log: data.SkipLog,
 ) -> dict[str, Any]:
     """EERs with nothing hidden, APEX's regions hidden, random regions hidden."""
+    assert explainer.front_end is not None  # an explainer of sounds
     with progress.bar("masking study", len(clips), "clip") as on_progress:
         study = masking.study(
             key,
@@ -99,7 +100,7 @@ def draw_examples(
         for name in drawn:
             clip = first[name]
             result = explainer(clip.path, offset_s=clip.offset_s)
-            figure = plot.explained(result, result.front_end)
+            figure = figures.explained(result)
             figure.savefig(directory / f"{clip.group}_{name}.png", dpi=100)
             on_progress(1)
 
