@@ -20,7 +20,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from apex_jax import audio, cache, data, progress
+from apex_jax import audio, cache, data, objective, progress
 from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
@@ -84,13 +84,14 @@ class Epoch:
       train_loss: mean over the steps, cross entropy in nats.
       validation_loss: mean over the validation clips.
       validation_accuracy: share of the clips with a class whose most likely class is
-        one of theirs (where clips have several, BirdSet's top-1 accuracy).
+        one of theirs (where clips have several, BirdSet's top-1 accuracy); None
+        without such clips.
     """
 
     epoch: int
     train_loss: float
     validation_loss: float
-    validation_accuracy: float
+    validation_accuracy: float | None
 
 
 def _is_kernel(params: optax.Params) -> optax.Params:
@@ -99,37 +100,6 @@ def _is_kernel(params: optax.Params) -> optax.Params:
         return any(getattr(part, "name", None) == "kernel" for part in path)
 
     return jax.tree_util.tree_map_with_path(is_kernel, params)
-
-
-def targets(clips: Sequence[data.Clip], num_classes: int) -> np.ndarray:
-    """1 where a clip has a class, `[clip, classes]`, float32."""
-    target = np.zeros((len(clips), num_classes), np.float32)
-    for row, clip in zip(target, clips, strict=True):
-        row[list(clip.labels)] = 1
-    return target
-
-
-def cross_entropy(
-    logits: Float[Array, "batch classes"],
-    target: Float[Array, "batch classes"],
-    valid: Bool[Array, " batch"],
-    activation: classifier_lib.Activation = "softmax",
-) -> Float[Array, ""]:
-    """Mean over the valid examples, 0 where there are none.
-
-    Args:
-      logits: the network's.
-      target: from `targets`: one 1 a row for "softmax", any number for "sigmoid".
-      valid: which examples count.
-      activation: "sigmoid" for the mean over classes of binary cross entropies.
-    """
-    if activation == "softmax":
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            logits, jnp.argmax(target, axis=1)
-        )
-    else:
-        losses = optax.sigmoid_binary_cross_entropy(logits, target).mean(axis=1)
-    return jnp.sum(jnp.where(valid, losses, 0.0)) / jnp.maximum(1, jnp.sum(valid))
 
 
 @functools.partial(
@@ -157,7 +127,7 @@ def step(
     spectrogram = mesh_lib.map_clips(on_device, mesh)(None, waveform)
 
     def loss_of(model):
-        return cross_entropy(model(spectrogram), target, valid, activation)
+        return objective.cross_entropy(model(spectrogram), target, valid, activation)
 
     loss, gradient = jax.value_and_grad(loss_of)(model)
     updates, state = optimiser.update(gradient, state, model)
@@ -211,7 +181,7 @@ def fit(
             "training needs clips to train on and to validate on; got "
             f"{len(clips)} and {len(validation)}"
         )
-    _check_labels((*clips, *validation), len(class_names), activation)
+    objective.check_labels((*clips, *validation), len(class_names), activation)
     front_end.check_devices(mesh.size)
     batch_size = mesh_lib.round_up(config.batch_size, mesh)
     steps_per_epoch = math.ceil(len(clips) / batch_size)
@@ -220,7 +190,7 @@ def fit(
     # A copy: the steps below give their input's memory away.
     model = mesh_lib.replicate(jax.tree.map(jnp.copy, model), mesh)
     state = mesh_lib.replicate(optimiser.init(model), mesh)
-    target = targets(clips, len(class_names))
+    target = objective.targets(clips, len(class_names))
 
     epochs: list[Epoch] = []
     best, best_loss = model, math.inf
@@ -281,24 +251,6 @@ def fit(
     return best, epochs
 
 
-def _check_labels(
-    clips: Sequence[data.Clip],
-    num_classes: int,
-    activation: classifier_lib.Activation,
-) -> None:
-    for clip in clips:
-        if activation == "softmax" and len(clip.labels) != 1:
-            raise ValueError(
-                f"{clip.id} has {len(clip.labels)} classes; with activation 'softmax' "
-                "each clip has one, 'sigmoid' takes any number"
-            )
-        if not all(0 <= label < num_classes for label in clip.labels):
-            raise ValueError(
-                f"{clip.id} has label {clip.label}; labels count from 0 to "
-                f"{num_classes - 1}, one for each of the class_names"
-            )
-
-
 def _validate(
     model: convnext.ConvNeXt,
     clips: Sequence[data.Clip],
@@ -326,14 +278,14 @@ def _validate(
         read.extend(clips[i] for i in position)
     if not read:
         raise ValueError(f"none of the {len(clips)} validation clips could be read")
-    scores, target = jnp.concatenate(logits), targets(read, len(class_names))
+    scores, target = jnp.concatenate(logits), objective.targets(read, len(class_names))
     everything = jnp.ones(len(read), bool)
-    loss = cross_entropy(scores, jnp.asarray(target), everything, activation)
+    loss = objective.cross_entropy(scores, jnp.asarray(target), everything, activation)
     best = np.asarray(jnp.argmax(scores, axis=1))
     hit, labelled = target[np.arange(len(read)), best], target.any(axis=1)
     return Epoch(
         epoch=epoch,
         train_loss=train_loss,
         validation_loss=float(loss),
-        validation_accuracy=float(hit[labelled].mean()) if labelled.any() else 0.0,
+        validation_accuracy=float(hit[labelled].mean()) if labelled.any() else None,
     )

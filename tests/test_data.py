@@ -71,18 +71,16 @@ def test_batches_have_one_shape(clips, batch_size):
     for batch in batches:
         assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
             "waveform": ((batch_size, 100), "float32"),
-            "label": ((batch_size,), "int32"),
             "index": ((batch_size,), "int32"),
             "valid": ((batch_size,), "bool"),
         }
         for i in range(batch_size):
             if batch["valid"][i]:
                 clip = clips[batch["index"][i]]
-                assert batch["label"][i] == clip.label
                 expected = audio.load_clip(clip.path, FRONT_END)
                 np.testing.assert_array_equal(batch["waveform"][i], expected)
             else:
-                assert (batch["index"][i], batch["label"][i]) == (-1, 0)
+                assert batch["index"][i] == -1
                 assert not batch["waveform"][i].any()
     padding = len(batches) * batch_size - 7
     assert order(batches) == [*range(7), *[-1] * padding]
@@ -159,7 +157,6 @@ def test_bad_files_among_many_are_skipped_and_logged(clips, tmp_path):
     assert order(batches) == [*range(7), -1, -1] * 2
     assert valid.tolist() == [i not in (0, 2, 6, 7, 8) for i in range(9)] * 2
     assert not batches[0]["waveform"][[0, 2]].any()
-    assert batches[0]["label"].tolist() == [0, 1, 2]
     assert len(log) == 3
     reasons = dict(log.entries())
     assert list(reasons) == [str(tmp_path / f"c{i}.wav") for i in (0, 2, 6)]
@@ -233,6 +230,12 @@ def test_batches_refuse_at_once(clips, settings, message):
 
 
 # Clips
+
+
+def test_labels_of_a_clip():
+    assert data.Clip(path="a.wav", label=3).labels == (3,)
+    assert data.Clip(path="a.wav", label=(3, 1)).labels == (3, 1)
+    assert data.Clip(path="a.wav", label=()).labels == ()
 
 
 def test_clip_names():

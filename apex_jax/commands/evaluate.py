@@ -27,9 +27,9 @@ from apex_jax import (
     explain,
     masking,
     metrics,
+    objective,
     progress,
     runs,
-    train,
 )
 from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
@@ -234,7 +234,7 @@ def _scores(
     classifier: classifier_lib.Classifier,
 ) -> Scores:
     return metrics.summary(
-        train.targets(clips, len(classifier.class_names)).astype(bool),
+        objective.targets(clips, len(classifier.class_names)).astype(bool),
         classifier_lib.probabilities(logits, classifier.activation),
         classifier.activation,
     )

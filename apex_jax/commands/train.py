@@ -23,6 +23,7 @@ from apex_jax import (
     data,
     dataset,
     metrics,
+    objective,
     progress,
     runs,
     suggest,
@@ -215,7 +216,7 @@ def _scores(
         skip_log=skip_log,
     )
     return metrics.summary(
-        training.targets(read, len(found.class_names)).astype(bool),
+        objective.targets(read, len(found.class_names)).astype(bool),
         classifier_lib.probabilities(logits, found.activation),
         found.activation,
     )
