@@ -8,22 +8,204 @@ The region is found by the code that finds APEX's, so only the heat differs.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from apex_jax import audio, schemes
 from apex_jax import classifier as classifier_lib
+from apex_jax import explainer as explainer_lib
+from apex_jax import explanation, look, schemes, superpixels
 
-# lime and scikit-image are imported where they are used: they come with an extra.
 
-# Of SLIC, chosen by eye: segments follow syllables and calls. At compactness 1 they are
-# squares; at 0.1, or without the blur, they follow the noise, and in noise alone they
-# can collapse into one.
-COMPACTNESS = 0.3
-SIGMA = 1.0  # pixels
+def grad_cam(
+    explainer: explainer_lib.Explainer,
+    sound: look.Sound,
+    *,
+    sample_rate: int | None = None,
+    offset_s: float = 0.0,
+    target: str | int | np.integer | None = None,
+    scheme: schemes.Scheme | None = None,
+) -> explanation.Explanation:
+    """Grad-CAM of an explainer's classifier, on its last feature map.
+
+    The channel's `contribution` is what the cells that speak for the class add to its
+    logit. `contributions` are the network's own channels', `[chan]`, signed; with the
+    bias they sum to the logit. Where no cell speaks for the class the heatmap is zero
+    and has no region.
+
+    Args:
+      explainer: for its classifier and front end; its transform plays no part.
+      sound: a file, a waveform or a spectrogram, as `Explainer.__call__` takes them.
+      sample_rate: of a waveform, Hz.
+      offset_s: where in the sound the clip starts.
+      target: name or index of the class to explain; None for the predicted one.
+      scheme: where the region lies; None for the explainer's.
+
+    Raises:
+      AudioError: the sound cannot be used.
+      ValueError: no such class or scheme.
+    """
+    seen = explainer.look(sound, sample_rate=sample_rate, offset_s=offset_s)
+    wanted = _target(explainer, seen, target)
+    cells, contributions = _grad_cam_cells(
+        explainer.classifier.head, seen.views.cells, wanted
+    )
+    heat = explainer.grid().upsample(cells)
+    return _explanation(
+        explainer,
+        seen,
+        wanted,
+        scheme,
+        method="grad-cam",
+        heat=heat,
+        cells=cells,
+        contribution=float(jnp.sum(cells)),
+        contributions=np.asarray(contributions),
+    )
+
+
+def lime(
+    explainer: explainer_lib.Explainer,
+    sound: look.Sound,
+    *,
+    sample_rate: int | None = None,
+    offset_s: float = 0.0,
+    target: str | int | np.integer | None = None,
+    scheme: schemes.Scheme | None = None,
+    seed: int = 0,
+    num_samples: int = 1000,
+    num_segments: int = 50,
+) -> explanation.Explanation:
+    """LIME of an explainer's classifier, on superpixels of the spectrogram.
+
+    The heatmap shows the superpixels that speak for the class; the region is where
+    its mean over a cell, column or row is largest. `contributions` are all
+    superpixels', `[segment]`, signed and in units of probability, where APEX's are in
+    units of the logit; the channel's `contribution` is the sum of the positive ones.
+
+    Args:
+      explainer: for its classifier and front end; its transform plays no part.
+      sound: a file, a waveform or a spectrogram, as `Explainer.__call__` takes them.
+      sample_rate: of a waveform, Hz.
+      offset_s: where in the sound the clip starts.
+      target: name or index of the class to explain; None for the predicted one.
+      scheme: where the region lies; None for the explainer's.
+      seed: of the samples; the same seed gives the same explanation.
+      num_samples: silenced copies of the clip that the classifier is asked about.
+      num_segments: superpixels, about.
+
+    Raises:
+      AudioError: the sound cannot be used.
+      ImportError: lime or scikit-image is not installed.
+      ValueError: no such class or scheme, or a number out of range.
+    """
+    seen = explainer.look(sound, sample_rate=sample_rate, offset_s=offset_s)
+    wanted = _target(explainer, seen, target)
+    # `look` refuses an explainer that cannot be given sound.
+    assert explainer.front_end is not None
+    assert seen.spectrogram is not None
+    segments, weights = superpixels.lime(
+        explainer.classifier,
+        explainer.front_end,
+        seen.spectrogram,
+        wanted,
+        seed=seed,
+        num_samples=num_samples,
+        num_segments=num_segments,
+        chunk_size=explainer.chunk_size,
+    )
+    positive = np.maximum(weights, 0)
+    heat = jnp.asarray(positive[segments], jnp.float32)
+    settings = {
+        "LIME seed": seed,
+        "LIME samples": num_samples,
+        "LIME superpixels": len(weights),
+    }
+    return _explanation(
+        explainer,
+        seen,
+        wanted,
+        scheme,
+        method="lime",
+        heat=heat,
+        cells=cell_means(heat, explainer.grid()),
+        contribution=float(positive.sum()),
+        contributions=weights.astype(np.float32),
+        provenance=explanation.Provenance(
+            settings=tuple((name, str(value)) for name, value in settings.items()),
+            versions=tuple(
+                (name, importlib.metadata.version(name))
+                for name in ("lime", "scikit-image")
+            ),
+        ),
+    )
+
+
+def _target(
+    explainer: explainer_lib.Explainer,
+    seen: look.Look,
+    target: str | int | np.integer | None,
+) -> int:
+    if target is None:
+        return int(np.argmax(seen.logits))
+    return explainer.class_index(target)
+
+
+def _explanation(
+    explainer: explainer_lib.Explainer,
+    seen: look.Look,
+    target: int,
+    scheme: schemes.Scheme | None,
+    *,
+    method: explanation.Method,
+    heat: Float[Array, "freq time"],
+    cells: Float[Array, "map_freq map_time"],
+    contribution: float,
+    contributions: np.ndarray,
+    provenance: explanation.Provenance = explanation.Provenance(),
+) -> explanation.Explanation:
+    """One channel: the heat over its maximum, and the region where it is largest."""
+    scheme = explainer.scheme if scheme is None else schemes.parse(scheme)
+    largest = float(jnp.max(heat))
+    location = (schemes.ALL, schemes.ALL)
+    areas: tuple[explanation.Area, ...] = ()
+    if largest > 0:
+        views = schemes.views(cells[:, :, None], keep_cells=True)
+        found = np.asarray(schemes.locate(scheme, views, jnp.ones(1)))
+        location = (int(found[0]), int(found[1]))
+        areas = explanation.areas(explainer.grid(), scheme, found, explainer.front_end)
+        heat = heat / largest
+    return explanation.Explanation(
+        source=seen.source,
+        offset_s=seen.offset_s,
+        sound_s=seen.sound_s,
+        waveform=seen.waveform,
+        sample_rate=seen.sample_rate,
+        class_names=explainer.classifier.class_names,
+        activation=explainer.classifier.activation,
+        logits=seen.logits,
+        predicted=int(np.argmax(seen.logits)),
+        target=target,
+        method=method,
+        scheme=scheme,
+        front_end=explainer.front_end,
+        spectrogram=seen.spectrogram,
+        channels=(
+            explanation.Channel(
+                index=None,
+                contribution=contribution,
+                location=location,
+                areas=areas,
+                heatmap=np.asarray(heat),
+            ),
+        ),
+        contributions=contributions,
+        evidence_share=float(largest > 0),
+        provenance=provenance,
+    )
 
 
 def grad_cam_cells(
@@ -58,116 +240,7 @@ def grad_cam_cells(
     return jax.nn.relu(cells), weights * jnp.sum(feature_map, axis=(0, 1))
 
 
-def lime_segments(
-    classifier: classifier_lib.Classifier,
-    front_end: audio.FrontEnd,
-    spectrogram: Float[np.ndarray, "freq time"],
-    target: int,
-    *,
-    seed: int = 0,
-    num_samples: int = 1000,
-    num_segments: int = 50,
-    chunk_size: int = 8,
-) -> tuple[Int[np.ndarray, "freq time"], Float[np.ndarray, " segment"]]:
-    """Superpixels and what each adds to a class's probability (Ribeiro et al., 2016).
-
-    Superpixels are SLIC's. Each sample silences about half of them; a weighted ridge
-    regression explains the classifier's probability by which were kept. The same seed
-    gives the same numbers, whatever `chunk_size`, up to the network's rounding.
-
-    Args:
-      classifier: the untouched network.
-      front_end: tells what silence is in the spectrogram's units.
-      spectrogram: of the clip.
-      target: the class c.
-      seed: of the samples.
-      num_samples: silenced copies of the clip.
-      num_segments: superpixels, about.
-      chunk_size: copies in the network at a time.
-
-    Returns:
-      The superpixel of each pixel, from 0; and the regression's coefficients, in units
-      of probability.
-
-    Raises:
-      ImportError: lime or scikit-image is not installed.
-      ValueError: a number out of range.
-    """
-    for name, value, least in (
-        ("seed", seed, 0),
-        ("num_samples", num_samples, 2),
-        ("num_segments", num_segments, 2),
-        ("chunk_size", chunk_size, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}; got {value}")
-    try:
-        from lime import lime_image
-        from skimage import segmentation
-    except ImportError as error:
-        raise ImportError(
-            f"LIME needs {error.name}: pip install 'apex-jax[baselines]'"
-        ) from error
-
-    class Explainer(lime_image.LimeImageExplainer):
-        """The same samples without lime's loop, which always prints a progress bar."""
-
-        def data_labels(
-            self, image, fudged_image, segments, classifier_fn, num_samples, **_
-        ):
-            shape = (num_samples, segments.max() + 1)
-            kept = self.random_state.randint(0, 2, shape)
-            kept[0] = 1
-            return kept, classifier_fn(image, fudged_image, segments, kept)
-
-    def probabilities(image, silent, segments, kept):
-        # lime's images are of three equal colours.
-        image, silent = (jnp.asarray(a[..., 0], jnp.float32) for a in (image, silent))
-        found = []
-        for first in range(0, len(kept), chunk_size):
-            chunk = kept[first : first + chunk_size]
-            padded = np.pad(chunk, ((0, chunk_size - len(chunk)), (0, 0)))
-            logits = _silenced_logits(classifier, image, silent, segments, padded)
-            found.append(np.asarray(logits)[: len(chunk)])
-        return classifier_lib.probabilities(
-            np.concatenate(found), classifier.activation
-        )
-
-    segments = segmentation.slic(
-        spectrogram,
-        n_segments=num_segments,
-        compactness=COMPACTNESS,
-        sigma=SIGMA,
-        start_label=0,
-        channel_axis=None,
-    )
-    # `random_state` is the seed of the samples; `random_seed`, of `explain_instance`,
-    # would reach a segmentation of lime's own only.
-    found = Explainer(random_state=seed, feature_selection="none").explain_instance(
-        spectrogram.astype(np.float64),
-        probabilities,
-        labels=(target,),
-        top_labels=None,
-        hide_color=float(audio.silence_level(front_end, spectrogram[None])[0]),
-        num_samples=num_samples,
-        segmentation_fn=lambda image: segments,
-    )
-    weights = np.zeros(segments.max() + 1)
-    for segment, weight in found.local_exp[target]:
-        weights[segment] = weight
-    return segments, weights
-
-
-@jax.jit
-def _silenced_logits(
-    classifier: classifier_lib.Classifier,
-    spectrogram: Float[Array, "freq time"],
-    silent: Float[Array, "freq time"],
-    segments: Int[Array, "freq time"],
-    kept: Int[Array, "batch segment"],
-) -> Float[Array, "batch classes"]:
-    copies = jnp.where(kept[:, segments] == 1, spectrogram[None], silent[None])
-    return classifier(copies)[1]
+_grad_cam_cells = jax.jit(grad_cam_cells)
 
 
 def cell_means(

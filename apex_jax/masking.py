@@ -2,7 +2,7 @@
 
 In come test clips and an explained classifier; out come the logits with nothing
 hidden, with the region of the most contributing channel hidden, and with regions of
-the same shape at random cells hidden.
+the same shape at random cells hidden; or, of one clip, also what is left to see.
 """
 
 from __future__ import annotations
@@ -17,8 +17,18 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from apex_jax import audio, data, disentangle, evidence, progress, schemes
+from apex_jax import (
+    audio,
+    data,
+    disentangle,
+    evidence,
+    explanation,
+    look,
+    progress,
+    schemes,
+)
 from apex_jax import classifier as classifier_lib
+from apex_jax import explainer as explainer_lib
 from apex_jax import mesh as mesh_lib
 
 BLUR = 0.25  # sigma of the filter's soft edge, in cells
@@ -41,6 +51,35 @@ class Study:
     apex: np.ndarray
     random: np.ndarray
     location: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hidden:
+    """A clip with a region silenced, and with a random region of the same shape.
+
+    Attributes:
+      scheme: where the region lies.
+      learned: the scheme under which U was learned.
+      areas: the region.
+      mask: what hides it, soft at the edges, `[F_in, T_in]`.
+      spectrogram: what is left, `[F_in, T_in]`.
+      probability: of the class explained, of what is left.
+      random_spectrogram: what a random region leaves, `[F_in, T_in]`.
+      random_probability: of the same class.
+      random_mean: mean of it over several random regions.
+      draws: how many.
+    """
+
+    scheme: schemes.Scheme
+    learned: schemes.Scheme
+    areas: tuple[explanation.Area, ...]
+    mask: np.ndarray
+    spectrogram: np.ndarray
+    probability: float
+    random_spectrogram: np.ndarray
+    random_probability: float
+    random_mean: float
+    draws: int
 
 
 def attenuate(
@@ -201,4 +240,61 @@ def study(
         apex=np.concatenate(apex),
         random=np.concatenate(random, axis=1),
         location=np.concatenate(location),
+    )
+
+
+def hide(
+    key: jax.Array,
+    explainer: explainer_lib.Explainer,
+    seen: look.Look,
+    target: int,
+    scheme: schemes.Scheme,
+    *,
+    draws: int = 10,
+) -> Hidden:
+    """Silences the top channel's region of a clip, and random ones of its shape.
+
+    Args:
+      key: for the random regions.
+      explainer: for its transform, classifier and front end.
+      seen: the clip.
+      target: the class whose probability is watched.
+      scheme: where the region lies; it need not be the explainer's.
+      draws: random regions.
+
+    Raises:
+      ValueError: no spectrogram is known, or no front end to tell what silence is.
+    """
+    front_end, grid = explainer.front_end, explainer.grid()
+    if seen.spectrogram is None or front_end is None:
+        raise ValueError("hide takes a clip with its spectrogram and front end")
+    top = explainer.explain(seen, target=target, num_channels=1, num_prototypes=1)
+    direction = explainer.transform.matrix[top.channels[0].index]
+    keys = jax.random.split(key, draws)
+    locations = jnp.concatenate(
+        [
+            schemes.locate(scheme, seen.views, direction)[None],
+            jax.vmap(grid.random_location)(keys),
+        ]
+    )
+    masks = jax.vmap(functools.partial(grid.mask, scheme, blur=BLUR))(locations)
+    copies = jnp.broadcast_to(jnp.asarray(seen.spectrogram), masks.shape)
+    left = list(np.asarray(attenuate(front_end, copies, masks)))
+    probability: list[float] = []
+    for first in range(0, len(left), explainer.chunk_size):
+        chunk = left[first : first + explainer.chunk_size]
+        _, logits = look.run(explainer.classifier, chunk, explainer.chunk_size)
+        found = classifier_lib.probabilities(logits, explainer.classifier.activation)
+        probability += found[: len(chunk), target].tolist()
+    return Hidden(
+        scheme=scheme,
+        learned=explainer.scheme,
+        areas=explanation.areas(grid, scheme, np.asarray(locations[0]), front_end),
+        mask=np.asarray(masks[0]),
+        spectrogram=left[0],
+        probability=probability[0],
+        random_spectrogram=left[1],
+        random_probability=probability[1],
+        random_mean=float(np.mean(probability[1:])),
+        draws=draws,
     )

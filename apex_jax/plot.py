@@ -1,16 +1,19 @@
-"""Figures with axes in seconds and hertz: an explanation, purity over training.
+"""Drawing on matplotlib axes in seconds and kilohertz, and what captions say.
 
-In come results on the host, out come matplotlib figures. They are made without
-pyplot, so nothing is shown and nothing stays in memory.
+In come arrays `[F_in, T_in]` on the host and regions; out come artists on the axes that
+were given. `figures` puts them together. Where no front end tells seconds and hertz,
+axes count frames and rows. Figures are made without pyplot, so nothing is shown and
+nothing stays in memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from apex_jax import audio, explanation, optimize, schemes
+from apex_jax import explanation, frontend, schemes, ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,196 +21,194 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 REGION = "#39ff14"  # the paper's green, readable on every colour of the map below
+OUTLINE = "#0b3d02"  # around it, so that it is seen on white too
 COLOURS = "magma"
+SPAN_DB = 80.0  # a clip padded with silence would spend most colours below its noise
+
+WIDTH, HEIGHT = 2.7, 2.1  # of a panel with its captions, inches
+TITLE, CAPTION, TICKS = 11, 8, 7  # points
+
+
+def figure(size: tuple[float, float]) -> Figure:
+    """An empty figure of `size` inches, in which nothing overlaps."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
 
 
 def spectrogram(
-    axes: Axes, front_end: audio.FrontEnd, values: np.ndarray, *, labels: bool = True
+    axes: Axes,
+    front_end: frontend.FrontEnd | None,
+    values: np.ndarray,
+    *,
+    like: np.ndarray | None = None,
 ) -> AxesImage:
-    """Draws values on a spectrogram `[F_in, T_in]` over seconds and kilohertz.
+    """Draws a spectrogram in decibel, as far as `SPAN_DB` below its maximum.
 
     Args:
       axes: where to draw.
-      front_end: tells the axes.
-      values: decibel, or any other value a pixel.
-      labels: name the axes.
+      front_end: its settings; without them the values are drawn as they are.
+      values: `[F_in, T_in]`, in the front end's units.
+      like: a spectrogram whose colours are taken over, to compare with.
     """
+    scale = values if like is None else like
+    if front_end is not None:
+        values, scale = front_end.to_db(values), front_end.to_db(scale)
+    low, high = float(scale.min()), float(scale.max())
+    if front_end is not None:
+        low = max(low, high - SPAN_DB)
+    return _image(axes, front_end, values, COLOURS, low, high)
+
+
+def heatmap(
+    axes: Axes, front_end: frontend.FrontEnd | None, values: np.ndarray
+) -> AxesImage:
+    """Draws a heatmap or a mask `[F_in, T_in]` in [0, 1]; grey, for the green on it."""
+    return _image(axes, front_end, values, "gray", 0.0, 1.0)
+
+
+def difference(
+    axes: Axes, front_end: frontend.FrontEnd | None, decibel: np.ndarray
+) -> AxesImage:
+    """Draws a difference `[F_in, T_in]`: 0 is white, NaN grey, outliers saturate."""
+    largest = float(np.nanpercentile(np.abs(decibel), 98)) or 1.0
+    image = _image(axes, front_end, decibel, "RdBu_r", -largest, largest)
+    axes.set_facecolor("0.6")
+    return image
+
+
+def _image(
+    axes: Axes,
+    front_end: frontend.FrontEnd | None,
+    values: np.ndarray,
+    colours: str,
+    low: float,
+    high: float,
+) -> AxesImage:
     rows, frames = values.shape
     image = axes.imshow(
         values,
         origin="lower",
         aspect="auto",
         interpolation="nearest",
-        cmap=COLOURS,
+        cmap=colours,
+        vmin=low,
+        vmax=high,
         extent=(-0.5, frames - 0.5, -0.5, rows - 0.5),
     )
-    _label_time(axes, front_end, frames)
-    _label_frequency(axes, front_end, rows)
-    if labels:
-        axes.set_xlabel("time (s)")
-        axes.set_ylabel("frequency (kHz)")
+    if front_end is None:
+        across = ticks.pixels(frames, gap=0.2)
+        up = ticks.pixels(rows)
+    else:
+        across = ticks.time(front_end, frames, gap=0.2)
+        up = ticks.frequency(front_end, rows)
+    axes.set_xticks([t.position for t in across], [t.label for t in across])
+    axes.set_yticks([t.position for t in up], [t.label for t in up])
     return image
 
 
-def _label_time(axes: Axes, front_end: audio.FrontEnd, frames: int) -> None:
-    from matplotlib.ticker import MaxNLocator
+def name_axes(
+    grid: np.ndarray, front_end: frontend.FrontEnd | None, *, up: bool = True
+) -> None:
+    """Names the axes of panels `[row, column]` along the left and lower edge.
 
-    last = float(front_end.frame_to_s(frames - 1))
-    seconds = [t for t in MaxNLocator(4).tick_values(0, last) if 0 <= t <= last]
-    per_second = front_end.sample_rate / front_end.hop_length
-    axes.set_xticks([t * per_second for t in seconds], [f"{t:g}" for t in seconds])
-
-
-def _label_frequency(axes: Axes, front_end: audio.FrontEnd, rows: int) -> None:
-    hertz = np.asarray(front_end.row_to_hz(np.arange(rows)))
-    nice = np.array([125, 250, 500, 1000, 2000, 4000, 8000, 16000, 32000])
-    nice = nice[(nice >= hertz[0]) & (nice <= hertz[-1])]
-    at = np.interp(nice, hertz, np.arange(rows))
-    # On a linear axis the low octaves crowd: keep ticks a tenth of the height apart.
-    kept: list[int] = []
-    for i in reversed(range(len(nice))):
-        if not kept or at[kept[-1]] - at[i] >= rows / 10:
-            kept.append(i)
-    axes.set_yticks(at[kept], [f"{nice[i] / 1000:g}" for i in kept])
+    Args:
+      grid: of axes that show spectrograms or heatmaps.
+      front_end: whether they are in seconds and kilohertz.
+      up: name the vertical axis too.
+    """
+    for axes in grid.flat:
+        axes.tick_params(labelsize=TICKS)
+    for axes in grid[-1]:
+        axes.set_xlabel("frame" if front_end is None else "time (s)", fontsize=CAPTION)
+    for axes in grid[:, 0] if up else ():
+        label = "row" if front_end is None else "frequency (kHz)"
+        axes.set_ylabel(label, fontsize=CAPTION)
 
 
-def areas(axes: Axes, boxes: tuple[explanation.Area, ...]) -> None:
-    """Draws a region's outline: square, column, row, or cross."""
-    from matplotlib.patches import Rectangle
+def prototype(
+    axes: Axes,
+    front_end: frontend.FrontEnd | None,
+    scheme: schemes.Scheme,
+    one: explanation.Prototype,
+    *,
+    purity: bool = False,
+) -> None:
+    """A training clip with its region: which file and class, and where."""
+    if one.spectrogram is None:
+        heatmap(axes, front_end, one.heatmap)
+    else:
+        spectrogram(axes, front_end, one.spectrogram)
+    areas(axes, one.areas)
+    lines = [name(str(one.clip.path), 34, one.clip.offset_s)]
+    said = shortened(one.class_name, 20)
+    if purity:
+        said += f", purity {one.purity:.2f}"
+    lines += [said, where(scheme, one.areas)]
+    axes.set_title("\n".join(lines), fontsize=CAPTION)
 
+
+def colour_bar(image: AxesImage, axes: Axes | Sequence[Axes], label: str) -> None:
+    """What the colours of an image stand for, beside the axes that share them."""
+    figure = image.get_figure()
+    assert figure is not None
+    bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=18)
+    bar.set_label(label, fontsize=CAPTION)
+    bar.ax.tick_params(labelsize=TICKS)
+
+
+def areas(axes: Axes, regions: Sequence[explanation.Area]) -> None:
+    """Draws the outline of a region: square, column, row, or cross.
+
+    Column and row of the time-frequency scheme become one cross, the outline of their
+    union.
+    """
+    from matplotlib import patheffects
+    from matplotlib.patches import Polygon
+
+    if not regions:
+        return
     # On the very edge of the axes a line would be cut in half and hidden by the frame.
     left, right = axes.get_xlim()
     bottom, top = axes.get_ylim()
-    dx, dy = 0.01 * (right - left), 0.016 * (top - bottom)
-    for area in boxes:
-        (low, high), (start, end) = area.box.rows, area.box.frames
-        x0, x1 = max(start - 0.5, left + dx), min(end - 0.5, right - dx)
-        y0, y1 = max(low - 0.5, bottom + dy), min(high - 0.5, top - dy)
-        outline = Rectangle(
-            (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=REGION, linewidth=1.4
+    dx, dy = 0.012 * (right - left), 0.018 * (top - bottom)
+
+    def inside(box: schemes.Box) -> tuple[float, float, float, float]:
+        (low, high), (start, end) = box.rows, box.frames
+        return (
+            max(start - 0.5, left + dx),
+            max(low - 0.5, bottom + dy),
+            min(end - 0.5, right - dx),
+            min(high - 0.5, top - dy),
         )
-        axes.add_patch(outline)
 
-
-def explained(
-    result: explanation.Explanation,
-    front_end: audio.FrontEnd,
-    *,
-    num_prototypes: int = 4,
-) -> Figure:
-    """The clip, its top channels, their regions, heatmaps and prototypes.
-
-    One row a channel: the region in the clip, the heatmap, then the training clips
-    that excite the channel most, each with its own region.
-
-    Args:
-      result: what to draw.
-      front_end: the settings of its spectrograms.
-      num_prototypes: drawn beside each channel, at most.
-    """
-    from matplotlib.figure import Figure
-
-    num_prototypes = min(num_prototypes, len(result.channels[0].prototypes))
-    columns, rows = 2 + num_prototypes, len(result.channels)
-    figure = Figure(figsize=(2.6 * columns, 2.7 + 1.9 * rows), layout="constrained")
-    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.7, 1.9 * rows])
-    head, body = parts[:, 0]
-
-    left, right = head.subplots(1, 2, width_ratios=[3, 2])
-    image = spectrogram(left, front_end, front_end.to_db(result.spectrogram))
-    head.colorbar(image, ax=left, label="dB", pad=0.01)
-    probability = np.exp(result.logits - result.logits.max())
-    probability /= probability.sum()
-    left.set_title(
-        f"{_name(result.source, result.offset_s, 44)}: predicted "
-        f"{result.class_names[result.predicted]} "
-        f"({100 * probability[result.predicted]:.1f} %)",
-        fontsize=10,
+    corners = [inside(area.box) for area in regions]
+    x0, y0, x1, y1 = corners[0]
+    points = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+    if len(corners) == 2:
+        a0, b0, a1, b1 = corners[1]
+        points = [
+            (x0, y0), (x1, y0), (x1, b0), (a1, b0), (a1, b1), (x1, b1),
+            (x1, y1), (x0, y1), (x0, b1), (a0, b1), (a0, b0), (x0, b0),
+        ]  # fmt: skip
+    outline = Polygon(points, closed=True, fill=False, edgecolor=REGION, linewidth=1.5)
+    outline.set_path_effects(
+        [patheffects.withStroke(linewidth=2.7, foreground=OUTLINE)]
     )
-    labels = [f"channel {c.index}" for c in result.channels]
-    right.barh(labels, [c.contribution for c in result.channels], color="#3b6ea5")
-    right.invert_yaxis()
-    right.set_xlabel("contribution to the logit")
-    right.set_title(
-        f"top channels for {result.class_name}: "
-        f"{100 * result.evidence_share:.0f} % of the positive evidence",
-        fontsize=10,
-    )
-
-    grid = body.subplots(rows, columns, squeeze=False)
-    for line, channel in zip(grid, result.channels, strict=True):
-        clip, heat, *others = line
-        spectrogram(clip, front_end, front_end.to_db(result.spectrogram), labels=False)
-        areas(clip, channel.areas)
-        clip.set_ylabel(f"channel {channel.index}\n(kHz)", fontsize=9)
-        spectrogram(heat, front_end, channel.heatmap, labels=False)
-        heat.images[0].set(cmap="gray", clim=(0, 1))  # REGION stays readable
-        areas(heat, channel.areas)
-        clip.set_title(_where(result.scheme, channel.areas), fontsize=8)
-        heat.set_title("heatmap", fontsize=8)
-        shown = channel.prototypes[:num_prototypes]
-        for axes, prototype in zip(others, shown, strict=True):
-            spectrogram(
-                axes, front_end, front_end.to_db(prototype.spectrogram), labels=False
-            )
-            areas(axes, prototype.areas)
-            name = _name(str(prototype.clip.path), prototype.clip.offset_s, 28)
-            axes.set_title(
-                f"{name} ({prototype.class_name})\n"
-                f"{_where(result.scheme, prototype.areas)}",
-                fontsize=7,
-            )
-        for axes in line:
-            axes.tick_params(labelsize=7)
-    for axes in grid[-1]:
-        axes.set_xlabel("time (s)", fontsize=8)
-    scheme = result.scheme.replace("_", "-")
-    body.suptitle(
-        f"{scheme} scheme: region in the clip, heatmap, and the training clips that "
-        f"excite each channel {'most' if result.sign == 'positive' else 'least'}",
-        fontsize=10,
-    )
-    return figure
+    axes.add_patch(outline)
 
 
-def purity(history: optimize.History) -> Figure:
-    """Purity over the epochs of the optimisation."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(
-        history.round_epochs,
-        history.round_purity,
-        "o-",
-        color="#3b6ea5",
-        label=f"strongest {history.round_prototypes} clips a channel",
-    )
-    epochs = np.arange(1, 1 + len(history.epoch_purity))
-    axes.plot(
-        epochs,
-        history.epoch_purity,
-        "s--",
-        markersize=3,
-        color="#d1495b",
-        label="pairs trained on, during the epoch",
-    )
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("mean purity")
-    axes.set_ylim(bottom=min(0.0, *history.round_purity))
-    axes.set_xlim(0, 1.02 * len(history.epoch_purity))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False)
-    axes.set_title("Purity of the prototypes during the optimisation")
-    return figure
-
-
-def _where(scheme: schemes.Scheme, boxes: tuple[explanation.Area, ...]) -> str:
-    """The region in words, without the axis along which it is everywhere."""
-    time = f"{boxes[0].start_s:.2f}-{boxes[0].end_s:.2f} s"
-    band = f"{boxes[-1].low_hz:.0f}-{boxes[-1].high_hz:.0f} Hz"
+def where(scheme: schemes.Scheme, regions: Sequence[explanation.Area]) -> str:
+    """A region in words, without the axis along which it is everywhere."""
+    if not regions:
+        return "no region"
+    column, row = regions[0], regions[-1]
+    if column.start_s is None or row.low_hz is None or row.high_hz is None:
+        time = "frames {:g}-{:g}".format(*column.box.frames)
+        band = "rows {:g}-{:g}".format(*row.box.rows)
+    else:
+        time = f"{column.start_s:.2f}-{column.end_s:.2f} s"
+        band = f"{row.low_hz / 1000:.2f}-{row.high_hz / 1000:.2f} kHz"
     match scheme:
         case "time":
             return time
@@ -217,9 +218,38 @@ def _where(scheme: schemes.Scheme, boxes: tuple[explanation.Area, ...]) -> str:
             return f"{time}, {band}"
 
 
-def _name(path: str, offset_s: float, length: int) -> str:
-    """Folder and file, cut on the left to fit, and where in the file a clip starts."""
-    name = "/".join(path.replace("\\", "/").rsplit("/", 2)[-2:])
+def name(source: str, length: int, offset_s: float = 0.0) -> str:
+    """A file's folder and name, cut on the left to fit, and where in it a clip starts.
+
+    Args:
+      source: path of a file, or what stands for it.
+      length: of the result in characters, at most.
+      offset_s: where in the file the clip starts, in seconds.
+    """
     start = f" at {offset_s:.1f} s" if offset_s else ""
-    room = length - len(start)
-    return (name if len(name) <= room else "…" + name[1 - room :]) + start
+    parts = source.replace("\\", "/").rsplit("/", 2)[-2:]
+    return shortened("/".join(parts), length - len(start)) + start
+
+
+def shortened(text: str, length: int) -> str:
+    """`text`, its start replaced by an ellipsis where it is longer than `length`."""
+    return text if len(text) <= length else "…" + text[len(text) + 1 - length :]
+
+
+def scheme_name(scheme: schemes.Scheme) -> str:
+    """As people write it."""
+    return scheme.replace("_", "-")
+
+
+def class_name(result: explanation.Explanation, index: int | None = None) -> str:
+    """Of the class explained, or of another, and its probability."""
+    index = result.target if index is None else index
+    name = shortened(result.class_names[index], 40)
+    return f"{name} ({100 * result.probabilities[index]:.1f} %)"
+
+
+def channel_name(result: explanation.Explanation, channel: explanation.Channel) -> str:
+    """The channel's number; the method's name where it has none."""
+    if channel.index is not None:
+        return f"channel {channel.index}"
+    return {"grad-cam": "Grad-CAM", "lime": "LIME", "apex": "APEX"}[result.method]

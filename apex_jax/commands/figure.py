@@ -1,0 +1,313 @@
+"""`apex-jax figure`: the figures of the paper, made from a run.
+
+    apex-jax figure methods --run runs/time --run runs/frequency --out methods.png
+
+Without `--clip` a training clip that the run's prototypes come from is shown, and the
+command says which.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from apex_jax import (
+    attribution,
+    cache,
+    comparisons,
+    data,
+    disentangle,
+    explain,
+    explanation,
+    figures,
+    look,
+    masking,
+    plot,
+    runs,
+    schemes,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REAL = "real"  # the class of clips that no vocoder made
+Kind = Literal["explained", "before-after", "methods", "masking", "twin"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Draws a figure of the paper from a finished run.
+
+    Attributes:
+      kind: explained: a clip, its top channels and their prototypes. before-after:
+        prototypes of channels before and after the optimisation (Fig. 3). methods:
+        APEX beside Grad-CAM and LIME (Fig. 4). masking: what each scheme hides, and
+        what it does to the probability (Fig. 5). twin: a real clip, its vocoded twin
+        and their difference (Fig. 6).
+      run: a run's folder; several of the same classifier, each with its own scheme,
+        for methods and masking.
+      out: the picture; the name's ending decides the format. By default KIND.png in
+        the run's folder.
+      clip: a sound file to explain; for twin, the real one.
+      twin: the vocoded file.
+      offset_s: where in the file the clip starts, in seconds.
+      target: name of the class to explain; by default the predicted one.
+      num_channels: channels shown.
+      num_prototypes: prototypes shown of each.
+      seed: of LIME's samples and of the random regions.
+      num_samples: silenced copies of the clip that LIME asks about (methods).
+      draws: random regions whose mean is given (masking).
+      dpi: dots an inch.
+    """
+
+    kind: tyro.conf.Positional[Kind]
+    run: Annotated[
+        tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="DIR")
+    ]
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    clip: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    twin: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    offset_s: float = 0.0
+    target: str | None = None
+    num_channels: int = 4
+    num_prototypes: int = 3
+    seed: int = 0
+    num_samples: int = 1000
+    draws: int = 10
+    dpi: int = 150
+
+
+def main(config: Config) -> Path:
+    """Draws the figure, writes it, and returns its path."""
+    _check(config)
+    explainers = [explain.load(run) for run in config.run]
+    _check_same(config, explainers)
+    make: dict[Kind, Callable[..., Figure]] = {
+        "explained": _explained,
+        "before-after": _before_after,
+        "methods": _methods,
+        "masking": _masking,
+        "twin": _twin,
+    }
+    figure = make[config.kind](config, explainers)
+    out = config.out or config.run[0] / f"{config.kind}.png"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=config.dpi)
+    runs.report("written to", str(out))
+    return out
+
+
+def _check(config: Config) -> None:
+    """Raises for what cannot work before any work is done."""
+    for name in ("num_channels", "num_prototypes", "draws", "dpi"):
+        if (value := getattr(config, name)) < 1:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} must be at least 1; got {value}")
+    if not config.run:
+        raise ValueError("--run must name a run's folder")
+    if len(config.run) > 1 and config.kind not in ("methods", "masking"):
+        raise ValueError(
+            f"{config.kind} takes one --run; methods and masking take several"
+        )
+    if config.kind == "twin" and (config.clip is None) != (config.twin is None):
+        raise ValueError("twin takes both files, --clip REAL --twin VOCODED, or none")
+    if config.kind != "twin" and config.twin is not None:
+        raise ValueError(f"--twin is for twin alone; {config.kind} takes one --clip")
+    if config.kind == "before-after" and config.clip is not None:
+        raise ValueError("before-after shows training clips, it takes no --clip")
+    if config.offset_s and config.clip is None:
+        raise ValueError("--offset-s says where in --clip to start; name a --clip")
+    formats = plot.figure((1, 1)).canvas.get_supported_filetypes()
+    if config.out is not None and config.out.suffix[1:].lower() not in formats:
+        raise ValueError(
+            f"--out {config.out} must end in the format of a picture, such as .png, "
+            ".pdf or .svg"
+        )
+
+
+def _check_same(config: Config, explainers: Sequence[explain.Explainer]) -> None:
+    """Raises unless several runs are of one classifier and of different schemes."""
+    first, found = explainers[0], dict[schemes.Scheme, Path]()
+    for run, one in zip(config.run, explainers, strict=True):
+        if one.front_end is None or one.kept is not None:
+            raise ValueError(
+                f"{run} was made from feature maps; figures take a run whose network "
+                "can be run on sounds"
+            )
+        digests = [cache.weights_digest(e.classifier) for e in (first, one)]
+        if digests[0] != digests[1] or one.front_end != first.front_end:
+            raise ValueError(f"{run} explains another classifier than {config.run[0]}")
+        if one.scheme in found:
+            raise ValueError(f"{run} and {found[one.scheme]} are both {one.scheme}")
+        found[one.scheme] = run
+
+
+def _look(config: Config, explainer: explain.Explainer) -> tuple[look.Sound, float]:
+    """The file to explain, and where the clip starts in it."""
+    if config.clip is not None:
+        return config.clip, config.offset_s
+    # One that prototypes seldom come from, so that it is not shown beside itself.
+    uses = np.bincount(
+        np.asarray(explainer.positive.clip).ravel(), minlength=len(explainer.clips)
+    )
+    clip = explainer.clips[int(np.argmin(uses))]
+    runs.report("clip", f"{clip.id}, a training clip of the run; --clip names another")
+    return clip.path, float(clip.offset_s)
+
+
+def _explain(
+    config: Config,
+    explainer: explain.Explainer,
+    sound: look.Sound,
+    offset_s: float,
+    *,
+    num_channels: int = 1,
+    num_prototypes: int = 1,
+    target: str | None = None,
+) -> explanation.Explanation:
+    return explainer.explain(
+        explainer.look(sound, offset_s=offset_s),
+        target=config.target or target,
+        num_channels=num_channels,
+        num_prototypes=num_prototypes,
+    )
+
+
+def _explained(config: Config, explainers: Sequence[explain.Explainer]) -> Figure:
+    (explainer,) = explainers
+    result = _explain(
+        config,
+        explainer,
+        *_look(config, explainer),
+        num_channels=config.num_channels,
+        num_prototypes=config.num_prototypes,
+    )
+    return figures.explained(result, num_prototypes=config.num_prototypes)
+
+
+def _before_after(config: Config, explainers: Sequence[explain.Explainer]) -> Figure:
+    (explainer,) = explainers
+    if explainer.raw is None:
+        raise ValueError(
+            f"{config.run[0]} keeps no prototypes of the raw channels; fit it again"
+        )
+    num = config.num_prototypes
+    purity = [
+        np.asarray(one.purity)[:, :num] for one in (explainer.raw, explainer.positive)
+    ]
+    gain = purity[1].mean(axis=1) - purity[0].mean(axis=1)
+    # From the largest gain to the smallest, evenly: not the best cases alone.
+    order = np.argsort(-gain, kind="stable")
+    at = np.linspace(0, len(order) - 1, min(config.num_channels, len(order)))
+    channels = order[np.round(at).astype(int)]
+    runs.report("channels", f"{', '.join(map(str, channels))}, largest gain first")
+    raw = dataclasses.replace(
+        explainer, transform=disentangle.identity(len(gain)), positive=explainer.raw
+    )
+    before, after = (  # class 0 is of the heatmaps, which are not drawn
+        one.prototypes(channels, 0, one.positive, num) for one in (raw, explainer)
+    )
+    return comparisons.before_after(
+        channels.tolist(),
+        before,
+        after,
+        explainer.front_end,
+        explainer.scheme,
+        mean_purity=(float(purity[0].mean()), float(purity[1].mean())),
+    )
+
+
+def _methods(config: Config, explainers: Sequence[explain.Explainer]) -> Figure:
+    first = explainers[0]
+    sound, offset_s = _look(config, first)
+    results = [_explain(config, one, sound, offset_s) for one in explainers]
+    target = results[0].target
+    runs.report("LIME", f"{config.num_samples} samples, seed {config.seed}")
+    results += [
+        attribution.grad_cam(first, sound, offset_s=offset_s, target=target),
+        attribution.lime(
+            first,
+            sound,
+            offset_s=offset_s,
+            target=target,
+            seed=config.seed,
+            num_samples=config.num_samples,
+        ),
+    ]
+    return comparisons.methods(results)
+
+
+def _masking(config: Config, explainers: Sequence[explain.Explainer]) -> Figure:
+    first = explainers[0]
+    sound, offset_s = _look(config, first)
+    seen = first.look(sound, offset_s=offset_s)
+    result = first.explain(seen, target=config.target, num_channels=1, num_prototypes=1)
+    of_scheme = {one.scheme: one for one in explainers}
+    others = [scheme for scheme in schemes.SCHEMES if scheme not in of_scheme]
+    if others:
+        runs.report("schemes", f"{', '.join(others)}: under the U of {config.run[0]}")
+    hidden = [
+        masking.hide(
+            jax.random.key(config.seed),
+            of_scheme.get(scheme, first),
+            seen,
+            result.target,
+            scheme,
+            draws=config.draws,
+        )
+        for scheme in schemes.SCHEMES
+    ]
+    return comparisons.masking(result, hidden)
+
+
+def _twin(config: Config, explainers: Sequence[explain.Explainer]) -> Figure:
+    (explainer,) = explainers
+    files, offset_s = [config.clip, config.twin], config.offset_s
+    if config.clip is None:
+        pair = _twins(explainer)
+        runs.report("clips", " and ".join(clip.id for clip in pair))
+        files, offset_s = [Path(clip.path) for clip in pair], float(pair[0].offset_s)
+    real, fake = (
+        _explain(
+            config,
+            explainer,
+            file,
+            offset_s,
+            num_channels=config.num_channels,
+            target=_vocoded(explainer),
+        )
+        for file in files
+        if file is not None
+    )
+    return comparisons.twin(real, fake)
+
+
+def _vocoded(explainer: explain.Explainer) -> str | None:
+    """The class of vocoded clips where there is no doubt, whatever is predicted."""
+    others = [name for name in explainer.classifier.class_names if name != REAL]
+    return others[0] if len(others) == 1 else None
+
+
+def _twins(explainer: explain.Explainer) -> tuple[data.Clip, data.Clip]:
+    """The first real clip, by name, whose vocoded twin is among the training clips."""
+    names = explainer.classifier.class_names
+    twins = collections.defaultdict[tuple[str, float], dict[str, data.Clip]](dict)
+    for clip in explainer.clips:
+        for label in clip.labels:
+            at = clip.group, float(clip.offset_s)
+            twins[at].setdefault(names[label], clip)
+    for _, found in sorted(twins.items()):
+        if len(found) == 2 and REAL in found:
+            (fake,) = (clip for name, clip in found.items() if name != REAL)
+            return found[REAL], fake
+    raise ValueError(
+        "the run has no real clip beside its vocoded twin among its prototypes; name "
+        "both, --clip REAL --twin VOCODED"
+    )
