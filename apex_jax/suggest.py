@@ -30,12 +30,8 @@ MAX_FILES = 1000  # whose headers are read
 MAX_CLIPS = 200  # that mean and deviation are measured on
 
 
-# How the help of the command line speaks of a setting that is left out.
-def _usually(value: str) -> Any:
-    return tyro.conf.arg(help_behavior_hint=f"(default: {value})")
-
-
-_CHOSEN = _usually("from the data")
+# An option without a value of its own: each command says what leaving it out means.
+_OPEN = tyro.conf.arg(help_behavior_hint="")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,22 +45,22 @@ class Wanted:
       n_fft: length of the Fourier transform in samples.
       hop_length: samples between two frames.
       n_mels: rows of the mel spectrogram.
-      fmin: lowest edge of the mel filters, Hz.
-      fmax: highest edge of the mel filters, Hz.
+      fmin: lowest edge of the mel filters, Hz; else 0.
+      fmax: highest edge of the mel filters, Hz; else half the sample rate.
       mean: subtracted from the dB values.
       std: they are divided by it.
     """
 
-    file: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
-    sample_rate: Annotated[int | None, _CHOSEN] = None
-    clip_s: Annotated[float | None, _CHOSEN] = None
-    n_fft: Annotated[int | None, _CHOSEN] = None
-    hop_length: Annotated[int | None, _CHOSEN] = None
-    n_mels: Annotated[int | None, _CHOSEN] = None
-    fmin: Annotated[float | None, _usually("0")] = None
-    fmax: Annotated[float | None, _usually("half the rate")] = None
-    mean: Annotated[float | None, _CHOSEN] = None
-    std: Annotated[float | None, _CHOSEN] = None
+    file: Annotated[Path | None, _OPEN] = None
+    sample_rate: Annotated[int | None, _OPEN] = None
+    clip_s: Annotated[float | None, _OPEN] = None
+    n_fft: Annotated[int | None, _OPEN] = None
+    hop_length: Annotated[int | None, _OPEN] = None
+    n_mels: Annotated[int | None, _OPEN] = None
+    fmin: Annotated[float | None, _OPEN] = None
+    fmax: Annotated[float | None, _OPEN] = None
+    mean: Annotated[float | None, _OPEN] = None
+    std: Annotated[float | None, _OPEN] = None
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, by the names that `FrontEnd` has.
@@ -123,7 +119,7 @@ def front_end(
     """
     chosen, reasons = dict(settings), {}
 
-    def choose(name: str, value: float, reason: str) -> None:
+    def choose(name: str, value: audio.Real, reason: str) -> None:
         if name not in settings:
             chosen[name], reasons[name] = value, reason
 

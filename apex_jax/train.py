@@ -12,11 +12,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
@@ -33,8 +35,8 @@ class Config:
     """AdamW with a linear warm-up and a cosine to zero.
 
     Attributes:
-      epochs: passes over the training clips; None for as many as make about
-        300 steps, but at least 16: a few clips need many epochs.
+      epochs: passes over the training clips; by default as many as make about 300
+        steps, but at least 16: a few clips need many epochs.
       batch_size: clips a step over all devices.
       learning_rate: the largest.
       weight_decay: on kernels only.
@@ -43,7 +45,7 @@ class Config:
       random_crop: a random stretch of each file instead of its beginning.
     """
 
-    epochs: int | None = None
+    epochs: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
     batch_size: int = 16
     learning_rate: float = 1e-3
     weight_decay: float = 0.05

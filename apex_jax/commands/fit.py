@@ -54,7 +54,8 @@ class Config:
       seed: of the optimisation.
       strict: stop at the first file that cannot be read, instead of skipping it.
       overwrite: replace a finished run of other settings.
-      front_end: settings of the spectrogram, for a classifier that brings none.
+      front_end: settings of the spectrogram, for a classifier that brings none; those
+        left out are librosa's.
       optimise: how U is learned.
     """
 

@@ -49,7 +49,7 @@ class Config:
       strict: stop at the first file that cannot be read, instead of skipping it.
       overwrite: replace a finished run of other settings.
       split: how data that come without splits are split.
-      front_end: settings of the spectrogram.
+      front_end: settings of the spectrogram; those left out are chosen from the data.
       train: how to train.
     """
 

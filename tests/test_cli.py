@@ -1,0 +1,144 @@
+"""Which command runs, what its exit status says, and what help costs."""
+
+import dataclasses
+import subprocess
+import sys
+import types
+
+import pytest
+
+from apex_jax import cli
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Does nothing much.
+
+    Attributes:
+      number: how much.
+    """
+
+    number: int = 3
+
+
+def command(monkeypatch, main):
+    """A command `try` that runs `main`."""
+    module = types.ModuleType("apex_jax_try")
+    module.Config, module.main = Config, main
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    entry = cli.Command(module=module.__name__, summary="tries something")
+    monkeypatch.setitem(cli.COMMANDS, "try", entry)
+
+
+def test_a_command_gets_its_settings(monkeypatch, capsys):
+    command(monkeypatch, lambda config: f"done {config.number}")
+    assert cli.main(["try"]) == 0
+    assert cli.main(["try", "--number", "5"]) == 0
+    assert capsys.readouterr().out == "done 3\ndone 5\n"
+
+
+def test_results_that_are_no_words_are_not_printed(monkeypatch, capsys):
+    command(monkeypatch, lambda config: {"a": 1})
+    assert cli.main(["try"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ValueError("number must be 3"), 1, "apex-jax try: number must be 3"),
+        (FileNotFoundError(2, "No such file", "a"), 1, "apex-jax try: [Errno 2] No"),
+        (ImportError("needs torch"), 1, "apex-jax try: needs torch"),
+        (KeyboardInterrupt(), 130, "apex-jax try: interrupted"),
+    ],
+)
+def test_what_users_cause_is_one_line(error, status, line, monkeypatch, capsys):
+    def main(config):
+        raise error
+
+    command(monkeypatch, main)
+    assert cli.main(["try"]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
+    def main(config):
+        raise TypeError("ours")
+
+    command(monkeypatch, main)
+    with pytest.raises(TypeError, match="ours"):
+        cli.main(["try"])
+
+
+@pytest.mark.parametrize("arguments", [["--numbr", "5"], ["--number", "x"], ["more"]])
+def test_wrong_options_are_status_2(arguments, monkeypatch, capsys):
+    command(monkeypatch, lambda config: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["try", *arguments])
+    assert ended.value.code == 2
+    assert "apex-jax try" in capsys.readouterr().err
+
+
+def test_an_unknown_command_lists_the_commands(capsys):
+    assert cli.main(["trian"]) == 2
+    err = capsys.readouterr().err
+    assert "no command 'trian'" in err
+    assert all(name in err for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_help_lists_the_commands_within_80_columns(arguments, capsys):
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in cli.COMMANDS)
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("apex-jax 0.")
+
+
+def test_help_imports_no_jax():
+    code = (
+        "import sys; sys.argv[0] = 'apex-jax'\n"
+        "from apex_jax import cli\n"
+        "cli.main(['--help'])\n"
+        "print([m for m in ('jax', 'numpy', 'tyro') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_every_command(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: apex-jax {name} ")
+    assert max(len(line) for line in out.splitlines() if line[0:1] in "│╭╰") <= 80
+
+
+@pytest.mark.parametrize("name", ["train", "fit", "explain", "evaluate"])
+def test_help_speaks_of_no_none(name, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    assert "None" not in capsys.readouterr().out
+
+
+def test_the_module_is_the_console_script():
+    done = subprocess.run(
+        [sys.executable, "-m", "apex_jax", "nothing"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("apex-jax no command 'nothing'")

@@ -1,0 +1,182 @@
+"""A run's folder: who may write into it, and what is written."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_cache
+
+from apex_jax import bank, cache, data, disentangle, explain, progress, runs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    out: Path = Path("x")
+    number: int = 3
+    overwrite: bool = False
+
+
+def test_a_folder_is_claimed_once(tmp_path):
+    run = tmp_path / "deep" / "run"
+    runs.claim(run, Config(), split={"seed": 0})
+    assert json.loads((run / "config.json").read_text()) == {
+        "out": "x",
+        "number": 3,
+        "overwrite": False,
+        "split": {"seed": 0},
+    }
+    # Not finished: other settings may go on.
+    runs.claim(run, Config(number=4), split={"seed": 0})
+    for name in ("results.json", "training.json", "bank.csv"):
+        (run / name).write_text("{}")
+    for other in (
+        lambda: runs.claim(run, Config(number=5), split={"seed": 0}),
+        lambda: runs.claim(run, Config(number=4), split={"seed": 1}),
+    ):
+        with pytest.raises(ValueError, match=r"finished run of other .*--overwrite"):
+            other()
+    assert json.loads((run / "config.json").read_text())["number"] == 4
+    # The same again, or another if it is meant.
+    runs.claim(run, Config(number=4), split={"seed": 0})
+    assert sorted(p.name for p in run.iterdir()) == ["bank.csv", "config.json"]
+    (run / "results.json").write_text("{}")
+    runs.claim(run, Config(number=5, overwrite=True))
+    assert runs.read_json(run / "config.json")["number"] == 5
+
+
+def test_results_of_something_else_are_not_replaced(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="finished run"):
+        runs.claim(tmp_path, Config())
+
+
+def test_options_that_are_too_small():
+    runs.check_least(Config(), number=3)
+    with pytest.raises(ValueError, match="--number must be at least 4; got 3"):
+        runs.check_least(Config(), number=4)
+    with pytest.raises(ValueError, match="--windows-per-file must be"):
+        runs.check_least(dataclasses.make_dataclass("C", ["windows_per_file"])(0),
+                         windows_per_file=1)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    return test_cache.write_clips(tmp_path_factory.mktemp("sounds"))
+
+
+def options():
+    return {
+        "batch_size": 4,
+        "mesh": test_cache.mesh_of(1),
+        "skip_log": data.SkipLog(),
+    }
+
+
+def test_features_of_something_else_are_made_anew(tmp_path, sounds, capsys):
+    folder = tmp_path / "train"
+    front_end = test_cache.FRONT_END
+    classifiers = [test_cache.classifier_of(seed=seed) for seed in (0, 1)]
+    first, other = (
+        runs.features(folder, c, sounds, front_end, **options()) for c in classifiers
+    )
+    assert "other weights than asked for now" in capsys.readouterr().out
+    assert not np.allclose(first.features.logits, other.features.logits)
+    again = runs.features(folder, classifiers[1], sounds, front_end, **options())
+    np.testing.assert_array_equal(again.features.logits, other.features.logits)
+    assert "making it anew" not in capsys.readouterr().out
+
+
+def test_predictions_leave_out_what_cannot_be_read(sounds, tmp_path):
+    classifier, front_end = test_cache.classifier_of(), test_cache.FRONT_END
+    gone = data.Clip(path=tmp_path / "gone.wav", label=0)
+    clips = [*sounds[:3], gone, *sounds[3:6]]
+    some = options()
+    read, pooled, logits = runs.predictions("x", classifier, clips, front_end, **some)
+    assert read == [*sounds[:3], *sounds[3:6]]
+    cached = cache.build(tmp_path / "cache", classifier, sounds[:6], front_end)
+    np.testing.assert_allclose(pooled, cached.features.pooled, atol=1e-4)
+    np.testing.assert_allclose(logits, cached.features.logits, atol=1e-4)
+    assert [path for path, _ in some["skip_log"].entries()] == [str(gone.path)]
+    with pytest.raises(ValueError, match="none of the 1 clips"):
+        runs.predictions("x", classifier, [gone], front_end, **some)
+
+
+def test_the_bank_as_a_table(tmp_path):
+    """Two prototypes of each of twelve channels; a clip may have several classes."""
+    chan = test_cache.CHAN
+    clips = [
+        data.Clip(path="a.wav", label=(0, 2)),
+        data.Clip(path="b.wav", label=1, offset_s=0.5),
+    ]
+    banks = [
+        bank.Bank(
+            clip=jnp.tile(jnp.array([[0, 1]], jnp.int32), (chan, 1)),
+            activation=jnp.full((chan, 2), 2.5, jnp.float32),
+            location=jnp.tile(jnp.array([1, -1], jnp.int32), (chan, 2, 1)),
+            purity=jnp.full((chan, 2), 0.25, jnp.float32),
+            scheme="frequency",
+            sign=sign,
+        )
+        for sign in ("positive", "negative")
+    ]
+    explainer = explain.Explainer(
+        classifier=test_cache.classifier_of(),
+        transform=disentangle.identity(chan),
+        positive=banks[0],
+        negative=banks[1],
+        clips=clips,
+        front_end=test_cache.FRONT_END,
+    )
+    runs.write_bank(tmp_path / "bank.csv", explainer)
+    with (tmp_path / "bank.csv").open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert tuple(header) == runs.BANK_HEADER
+    assert len(rows) == 2 * chan * 2
+    low, high = test_cache.FRONT_END.band_hz(8, 16)
+    start, end = test_cache.FRONT_END.span_s(0, 32)
+    region = f"{start:.2f}-{end:.2f} s, {low:.0f}-{high:.0f} Hz"
+    assert rows[0] == ["0", "positive", "1", "a.wav", "0.000", "low, high", "2.5",
+                       "0.2500", region]  # fmt: skip
+    assert rows[1][2:6] == ["2", "b.wav", "0.500", "middle"]
+    assert rows[-1][:2] == [str(chan - 1), "negative"]
+
+    assert runs.front_end_of(explainer) is test_cache.FRONT_END
+    of_maps = dataclasses.replace(explainer, front_end=None)
+    with pytest.raises(ValueError, match="feature maps that were computed elsewhere"):
+        runs.front_end_of(of_maps)
+
+
+# What is said
+
+
+def test_reports_fit_a_terminal_of_80_columns(capsys):
+    runs.report("label", "word " * 40, "", "more", "x" * 60)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("label        word word")
+    assert all(line.startswith(" " * runs.INDENT) for line in lines[1:])
+    assert lines[-2].strip() == "more"
+
+
+def test_the_end_of_a_run(tmp_path, capsys):
+    stages = progress.Stages()
+    with stages("train"):
+        pass
+    log = data.SkipLog()
+    runs.report_end(tmp_path, log, stages)
+    assert capsys.readouterr().out.splitlines()[0] == "seconds      train 0"
+    log.add(data.audio.AudioError("a.wav", "missing"))
+    runs.report_end(tmp_path, log, stages)
+    assert "1 files, listed in" in capsys.readouterr().out
+
+
+def test_json_comes_back(tmp_path):
+    content = {"a": [1, 2.5, None], "é": "x"}
+    runs.write_json(tmp_path / "a.json", content)
+    assert (tmp_path / "a.json").read_text().endswith("}\n")
+    assert runs.read_json(tmp_path / "a.json") == content
+    assert runs.read_json(tmp_path / "none.json") is None
