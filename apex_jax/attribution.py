@@ -53,7 +53,7 @@ def grad_cam(
     cells, contributions = _grad_cam_cells(
         explainer.classifier.head, seen.views.cells, wanted
     )
-    heat = explainer.grid().upsample(cells)
+    heat = explainer.grid().upsample(_over_maximum(cells))
     return _explanation(
         explainer,
         seen,
@@ -118,7 +118,7 @@ def lime(
         chunk_size=explainer.chunk_size,
     )
     positive = np.maximum(weights, 0)
-    heat = jnp.asarray(positive[segments], jnp.float32)
+    heat = _over_maximum(jnp.asarray(positive[segments], jnp.float32))
     settings = {
         "LIME seed": seed,
         "LIME samples": num_samples,
@@ -144,6 +144,12 @@ def lime(
     )
 
 
+def _over_maximum(heat: jax.Array) -> jax.Array:
+    """In [0, 1]; zeros stay zeros."""
+    largest = jnp.max(heat)
+    return heat / jnp.where(largest > 0, largest, 1.0)
+
+
 def _target(
     explainer: explainer_lib.Explainer,
     seen: look.Look,
@@ -167,17 +173,16 @@ def _explanation(
     contributions: np.ndarray,
     provenance: explanation.Provenance = explanation.Provenance(),
 ) -> explanation.Explanation:
-    """One channel: the heat over its maximum, and the region where it is largest."""
+    """One channel: the heat, and the region where it is largest."""
     scheme = explainer.scheme if scheme is None else schemes.parse(scheme)
-    largest = float(jnp.max(heat))
+    found_any = bool(jnp.max(heat) > 0)
     location = (schemes.ALL, schemes.ALL)
     areas: tuple[explanation.Area, ...] = ()
-    if largest > 0:
+    if found_any:
         views = schemes.views(cells[:, :, None], keep_cells=True)
         found = np.asarray(schemes.locate(scheme, views, jnp.ones(1)))
         location = (int(found[0]), int(found[1]))
         areas = explanation.areas(explainer.grid(), scheme, found, explainer.front_end)
-        heat = heat / largest
     return explanation.Explanation(
         source=seen.source,
         offset_s=seen.offset_s,
@@ -203,7 +208,7 @@ def _explanation(
             ),
         ),
         contributions=contributions,
-        evidence_share=float(largest > 0),
+        evidence_share=float(found_any),
         provenance=provenance,
     )
 

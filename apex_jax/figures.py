@@ -41,7 +41,7 @@ def explained(result: explanation.Explanation, *, num_prototypes: int = 4) -> Fi
         if columns := max(map(len, prototypes), default=0):
             blocks.append((f"training clips that excite the channel {kind}", columns))
     widths = [columns for _, columns in blocks]
-    size = (max(9.0, plot.WIDTH * sum(widths)), 3.4 + plot.HEIGHT * rows)
+    size = (max(10.0, plot.WIDTH * sum(widths)), 3.4 + plot.HEIGHT * rows)
     figure = plot.figure(size)
     ratios = [3.0, size[1] - 3.0]
     head, body = figure.subfigures(2, 1, height_ratios=ratios, squeeze=False)[:, 0]
@@ -122,7 +122,7 @@ def purity(history: optimize.History) -> Figure:
     """Purity over the epochs of the optimisation."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = plot.figure((7, 4))
+    figure = plot.figure((7.0, 4.0))
     axes = figure.subplots()
     axes.plot(
         history.round_epochs,

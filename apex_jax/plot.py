@@ -71,7 +71,8 @@ def difference(
     axes: Axes, front_end: frontend.FrontEnd | None, decibel: np.ndarray
 ) -> AxesImage:
     """Draws a difference `[F_in, T_in]`: 0 is white, NaN grey, outliers saturate."""
-    largest = float(np.nanpercentile(np.abs(decibel), 98)) or 1.0
+    known = np.abs(decibel[~np.isnan(decibel)])
+    largest = float(np.percentile(known, 98)) if known.any() else 1.0
     image = _image(axes, front_end, decibel, "RdBu_r", -largest, largest)
     axes.set_facecolor("0.6")
     return image
@@ -218,7 +219,7 @@ def where(scheme: schemes.Scheme, regions: Sequence[explanation.Area]) -> str:
             return f"{time}, {band}"
 
 
-def name(source: str, length: int, offset_s: float = 0.0) -> str:
+def name(source: str, length: int, offset_s: frontend.Real = 0.0) -> str:
     """A file's folder and name, cut on the left to fit, and where in it a clip starts.
 
     Args:

@@ -1,22 +1,21 @@
-"""Grad-CAM against CAM in closed form, LIME against lime's own loop."""
+"""Grad-CAM against CAM in closed form; both baselines through the explanation type."""
 
-import builtins
-import contextlib
-import io
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 import test_cache
+import test_superpixels
 
-from apex_jax import attribution, audio, schemes
+from apex_jax import attribution, bank, data, disentangle, explain, explanation, schemes
 from apex_jax import classifier as classifier_lib
 
-F, T, CHAN, CLASSES = 3, 4, 5, 2
-CELL = 8
+F, T, CELL = 3, 4, 8
+CHAN, CLASSES = 5, 2
 FRONT_END = test_cache.FRONT_END  # 24 rows x 32 frames
 SHAPE = FRONT_END.shape
-GRID = schemes.Grid.of((F, T), SHAPE, (CELL, CELL))
 
 
 def head_of(rng):
@@ -24,32 +23,6 @@ def head_of(rng):
         weight=jnp.asarray(rng.normal(size=(CLASSES, CHAN)), jnp.float32),
         bias=jnp.asarray(rng.normal(size=CLASSES), jnp.float32),
     )
-
-
-def patch_classifier(activation="softmax", row=1, column=2):
-    """Its second class hears nothing but one cell of the spectrogram."""
-
-    def forward(params, spectrogram):
-        cells = spectrogram.reshape(-1, F, CELL, T, CELL).mean(axis=(2, 4))
-        chosen = jnp.zeros_like(cells).at[:, row, column].set(cells[:, row, column])
-        feature_map = jnp.stack([jnp.zeros_like(chosen), chosen], axis=-1)
-        return feature_map, head(classifier_lib.pool(feature_map))
-
-    head = classifier_lib.LinearHead(
-        weight=jnp.eye(2) * (F * T), bias=jnp.array([0.0, -1.0])
-    )
-    return classifier_lib.Classifier(
-        params=(),
-        head=head,
-        forward_fn=forward,
-        class_names=("nothing", "cell"),
-        activation=activation,
-    )
-
-
-def sound(rng):
-    """A spectrogram in the front end's units, louder than silence everywhere."""
-    return np.asarray(rng.uniform(1.0, 1.5, SHAPE), np.float32)
 
 
 # --- Grad-CAM
@@ -91,102 +64,167 @@ def test_the_gradient_goes_through_the_head(rng):
     np.testing.assert_allclose(curved, 2 * logit * straight, rtol=1e-4)
 
 
-# --- LIME
+# --- as explanations
 
 
-def lime_of(classifier, spectrogram, target=1, **options):
-    options = {"num_samples": 60, "num_segments": 12, **options}
-    return attribution.lime_segments(
-        classifier, FRONT_END, spectrogram, target, **options
+def explainer_of(scheme="time_frequency", classifier=None):
+    """Nothing is fitted: neither method looks at the transform or the banks."""
+    classifier = test_cache.classifier_of() if classifier is None else classifier
+    chan = classifier.head.weight.shape[1]
+    arrays = {
+        "clip": jnp.zeros((chan, 1), jnp.int32),
+        "activation": jnp.zeros((chan, 1)),
+        "location": jnp.zeros((chan, 1, 2), jnp.int32),
+        "purity": jnp.zeros((chan, 1)),
+    }
+    positive, negative = (
+        bank.Bank(scheme=scheme, sign=sign, **arrays)
+        for sign in ("positive", "negative")
+    )
+    return explain.Explainer(
+        classifier=classifier,
+        transform=disentangle.identity(chan),
+        positive=positive,
+        negative=negative,
+        clips=(data.Clip(path="nowhere.wav", label=0),),
+        front_end=FRONT_END,
     )
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_lime_finds_the_only_cell_that_counts(rng, activation):
-    segments, weights = lime_of(
-        patch_classifier(activation), sound(rng), num_samples=400
-    )
-    assert segments.shape == SHAPE
-    assert set(np.unique(segments)) == set(range(len(weights)))
-    heat = np.maximum(weights, 0)[segments]
-    cells = np.asarray(attribution.cell_means(jnp.asarray(heat, jnp.float32), GRID))
-    assert np.unravel_index(cells.argmax(), cells.shape) == (1, 2)
-    against = lime_of(patch_classifier(activation), sound(rng), target=0)[1]
-    assert activation == "sigmoid" or np.abs(against).max() > 0.01
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return test_cache.write_clips(tmp_path_factory.mktemp("wavs"), 1)[0]
 
 
-def test_lime_is_limes_own(rng):
-    """The same segments, seed and classifier through lime's slow and loud loop."""
-    from lime import lime_image
+@pytest.fixture(scope="module")
+def explainer():
+    return explainer_of()
 
-    classifier, spectrogram = patch_classifier(), sound(rng)
-    segments, weights = lime_of(classifier, spectrogram, seed=3)
-    silence = float(audio.silence_level(FRONT_END, spectrogram[None])[0])
 
-    def predict(images):
-        logits = classifier(jnp.asarray(images[..., 0], jnp.float32))[1]
-        return classifier_lib.probabilities(logits, "softmax")
+def by_method(method, explainer, sound, **options):
+    if method == "lime":
+        options = {"num_samples": 50, "num_segments": 12, **options}
+        return attribution.lime(explainer, sound, **options)
+    return attribution.grad_cam(explainer, sound, **options)
 
-    theirs = lime_image.LimeImageExplainer(random_state=3)
-    with contextlib.redirect_stderr(io.StringIO()):
-        found = theirs.explain_instance(
-            spectrogram.astype(np.float64),
-            predict,
-            labels=(1,),
-            top_labels=None,
-            hide_color=silence,
-            num_samples=60,
-            segmentation_fn=lambda image: segments,
+
+@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+def test_grad_cam_of_a_clip(scheme, explainer, clip):
+    _, feature_map, logits = test_cache.map_of(explainer.classifier, clip)
+    weight = np.asarray(explainer.classifier.head.weight)
+    assert (feature_map @ weight.T > 0).any()  # some class has evidence
+    for target, name in enumerate(test_cache.NAMES):
+        result = attribution.grad_cam(explainer, clip.path, target=name, scheme=scheme)
+        (channel,) = result.channels
+        cells = np.maximum(feature_map @ weight[target], 0)
+        if cells.max() == 0:  # nothing speaks for this class
+            assert channel.areas == ()
+            continue
+        heat = explainer.grid().upsample(jnp.asarray(cells / cells.max()))
+        np.testing.assert_allclose(channel.heatmap, heat, atol=1e-4)
+        assert channel.contribution == pytest.approx(cells.mean(), rel=1e-4)
+        total = result.contributions.sum() + explainer.classifier.head.bias[target]
+        assert float(total) == pytest.approx(logits[target], abs=1e-3)
+        # A square is the hottest cell, a column the hottest on average, and so on.
+        row, column = np.unravel_index(cells.argmax(), cells.shape)
+        if scheme != "square":
+            row, column = cells.mean(axis=1).argmax(), cells.mean(axis=0).argmax()
+        wanted = explanation.areas(
+            explainer.grid(), scheme, np.array([row, column]), FRONT_END
         )
-    expected = dict(found.local_exp[1])
-    assert len(expected) == len(weights)
-    for segment, weight in expected.items():
-        assert weights[segment] == pytest.approx(weight, abs=1e-6)
+        assert channel.areas == wanted
 
 
-def test_lime_is_reproducible_and_quiet(rng, capfd):
-    classifier, spectrogram = patch_classifier(), sound(rng)
-    _, first = lime_of(classifier, spectrogram)
-    np.random.default_rng().random()
-    _, again = lime_of(classifier, spectrogram)
-    np.testing.assert_array_equal(first, again)
-    # 7 divides neither the samples nor the default; the last chunk is padded.
-    _, chunked = lime_of(classifier, spectrogram, chunk_size=7)
-    np.testing.assert_allclose(chunked, first, atol=1e-6)
-    _, other = lime_of(classifier, spectrogram, seed=1)
-    assert np.abs(other - first).max() > 1e-4
-    assert capfd.readouterr() == ("", "")
+@pytest.mark.parametrize("method", ["grad-cam", "lime"])
+def test_the_explanation_says_what_it_is(method, explainer, clip):
+    apex = explainer.look(clip.path)
+    result = by_method(method, explainer, clip.path)
+    assert result.method == method
+    assert result.source == str(clip.path)
+    assert result.target == result.predicted == int(np.argmax(apex.logits))
+    assert result.scheme == "time_frequency"
+    assert result.front_end == FRONT_END
+    assert result.evidence_share == 1
+    np.testing.assert_array_equal(result.logits, apex.logits)
+    np.testing.assert_array_equal(result.spectrogram, apex.spectrogram)
+    (channel,) = result.channels
+    assert channel.index is None
+    assert channel.prototypes == channel.negatives == ()
+    assert channel.heatmap.shape == SHAPE
+    assert channel.heatmap.min() >= 0
+    assert 0.8 < channel.heatmap.max() <= 1
+    assert len(channel.areas) == 2
 
 
-def test_lime_of_silence(rng):
-    """Nothing can be hidden, so nothing counts."""
-    silence = np.full(SHAPE, -3.5, np.float32)
-    _, weights = lime_of(patch_classifier(), silence)
-    np.testing.assert_allclose(weights, 0, atol=1e-6)
+@pytest.mark.parametrize("method", ["grad-cam", "lime"])
+def test_sounds_of_every_kind(method, explainer, clip):
+    wave, rate = soundfile.read(clip.path, dtype="float32")
+    spectrogram = explainer.look(clip.path, offset_s=0.1).spectrogram
+    at = by_method(method, explainer, clip.path, offset_s=0.1).channels[0].heatmap
+    given = by_method(method, explainer, wave, sample_rate=rate, offset_s=0.1)
+    pixels = by_method(method, explainer, spectrogram)
+    np.testing.assert_allclose(given.channels[0].heatmap, at, atol=1e-5)
+    np.testing.assert_allclose(pixels.channels[0].heatmap, at, atol=1e-5)
+    assert (given.source, pixels.source) == ("waveform", "spectrogram")
+    assert given.sample_rate == rate
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "least"),
-    [("seed", -1, 0), ("num_samples", 1, 2), ("num_segments", 1, 2)],
-)
-def test_lime_says_which_number_is_wrong(rng, option, value, least):
-    message = f"{option} must be at least {least}; got {value}"
-    with pytest.raises(ValueError, match=message):
-        lime_of(patch_classifier(), sound(rng), **{option: value})
+def test_lime_finds_the_cell_that_counts(rng):
+    explainer = explainer_of("square", test_superpixels.patch_classifier())
+    result = attribution.lime(
+        explainer,
+        test_superpixels.sound(rng),
+        target="cell",
+        num_samples=400,
+        num_segments=12,
+    )
+    (channel,) = result.channels
+    assert channel.location == (1, 2)
+    assert channel.areas[0].box == schemes.Box(rows=(8.0, 16.0), frames=(16.0, 24.0))
+    positive = np.maximum(result.contributions, 0)
+    assert channel.contribution == pytest.approx(positive.sum(), rel=1e-5)
+    # Half of the heat's pixels or more lie on the cell.
+    assert channel.heatmap[8:16, 16:24].mean() > 2 * channel.heatmap.mean()
 
 
-@pytest.mark.parametrize("package", ["lime", "skimage"])
-def test_lime_says_what_to_install(rng, package, monkeypatch):
-    real = builtins.__import__
+def test_lime_tells_its_settings_and_keeps_to_its_seed(explainer, clip):
+    first, again, other = (
+        by_method("lime", explainer, clip.path, seed=seed) for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(first.contributions, again.contributions)
+    assert np.abs(first.contributions - other.contributions).max() > 1e-6
+    settings = dict(first.provenance.settings)
+    assert settings["LIME seed"] == "3"
+    assert settings["LIME samples"] == "50"
+    assert settings["LIME superpixels"] == str(len(first.contributions))
+    assert {name for name, _ in first.provenance.versions} == {"lime", "scikit-image"}
 
-    def without(name, *rest, **options):
-        if name.split(".")[0] == package:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=package)
-        return real(name, *rest, **options)
 
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"pip install 'apex-jax\[baselines\]'"):
-        lime_of(patch_classifier(), sound(rng))
+def test_where_nothing_speaks_for_a_class_there_is_no_region(explainer, clip):
+    """A map that is zero, as of a network that hears nothing."""
+    head = explainer.classifier.head
+    silent = dataclasses.replace(
+        explainer.classifier,
+        head=dataclasses.replace(head, weight=jnp.zeros_like(head.weight)),
+    )
+    result = attribution.grad_cam(explainer_of(classifier=silent), clip.path)
+    (channel,) = result.channels
+    assert channel.areas == ()
+    assert channel.location == (schemes.ALL, schemes.ALL)
+    assert channel.contribution == 0
+    assert result.evidence_share == 0
+    np.testing.assert_array_equal(channel.heatmap, np.zeros(SHAPE))
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "lime"])
+def test_what_is_not_there_is_named(method, explainer, clip):
+    with pytest.raises(ValueError, match="target must be one of low, middle, high"):
+        by_method(method, explainer, clip.path, target="loud")
+    with pytest.raises(ValueError, match="sample_rate"):
+        by_method(method, explainer, np.zeros(4000, np.float32))
+    blind = dataclasses.replace(explainer, front_end=None)
+    with pytest.raises(ValueError, match="front end"):
+        by_method(method, blind, clip.path)
 
 
 # --- cells

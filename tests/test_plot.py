@@ -1,16 +1,12 @@
-"""Figures render, and their axes say what the front end says."""
+"""What is drawn lies where the front end and the grid say, and captions say it."""
 
-import dataclasses
-import io
-
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apex_jax import audio, data, explanation, optimize, plot, schemes
+from apex_jax import audio, explanation, plot, schemes, ticks
 
-matplotlib_figure = pytest.importorskip("matplotlib.figure")
-
-# Of the experiments: 128 rows x 128 frames.
+# Of the experiments: 128 rows x 128 frames, cells of 32 x 32.
 FRONT_END = audio.FrontEnd(
     sample_rate=22050,
     clip_s=1.48,
@@ -23,121 +19,48 @@ FRONT_END = audio.FrontEnd(
 GRID = schemes.Grid.of((4, 4), FRONT_END.shape, (32, 32))
 
 
-def areas_of(scheme, location):
-    found = []
-    for box in GRID.boxes(scheme, location):
-        low, high = FRONT_END.band_hz(*box.rows)
-        start, end = FRONT_END.span_s(*box.frames)
-        found.append(
-            explanation.Area(
-                box=box,
-                start_s=float(start),
-                end_s=float(end),
-                low_hz=float(low),
-                high_hz=float(high),
-            )
-        )
-    return tuple(found)
+def areas_of(scheme, location, front_end=FRONT_END):
+    return explanation.areas(GRID, scheme, np.array(location), front_end)
 
 
-def made_up(scheme, num_channels=4, num_prototypes=5):
-    """An explanation with the lengths of words and numbers that real ones have."""
-    rng = np.random.default_rng(0)
-    rows, frames = np.indices(FRONT_END.shape)
-
-    def sound():
-        ripple = np.sin(rows / 4 + rng.normal()) + np.sin(frames / 9 + rng.normal())
-        decibel = -10 + 8 * ripple - 0.3 * rows + rng.normal(0, 3, rows.shape)
-        return (decibel - FRONT_END.mean) / FRONT_END.std
-
-    def prototype(n):
-        name = f"LJ0{n:02d}-0{n:03d}_gen.wav"
-        return explanation.Prototype(
-            clip=data.Clip(path=f"generated_audio/ljspeech_hifiGAN/{name}", label=1),
-            class_name=("real", "fake")[n % 2],
-            activation=12.5,
-            purity=0.71,
-            areas=areas_of(scheme, tuple(rng.integers(0, 4, 2).tolist())),
-            spectrogram=sound(),
-            heatmap=np.asarray(rng.random(rows.shape)),
-        )
-
-    return explanation.Explanation(
-        source="runs/demo/LJSpeech-1.1/wavs/LJ001-0001.wav",
-        offset_s=0.0,
-        sound_s=1.0,
-        class_names=("real", "fake"),
-        logits=np.array([-1.0, 2.5]),
-        predicted=1,
-        target=1,
-        scheme=scheme,
-        sign="positive",
-        spectrogram=sound(),
-        channels=tuple(
-            explanation.Channel(
-                index=31 * k,
-                contribution=2.0 / (k + 1),
-                areas=areas_of(scheme, (k % 4, (k + 2) % 4)),
-                heatmap=np.asarray(rng.random(rows.shape)),
-                prototypes=tuple(prototype(5 * k + n) for n in range(num_prototypes)),
-            )
-            for k in range(num_channels)
-        ),
-        evidence_share=0.87,
-    )
+def axes_of():
+    return plot.figure((4.0, 3.0)).subplots()
 
 
-def axes_of_spectrogram(front_end, **options):
-    axes = matplotlib_figure.Figure().subplots()
-    image = plot.spectrogram(axes, front_end, np.zeros(front_end.shape), **options)
-    return axes, image
+def drawn(front_end=FRONT_END, values=None):
+    axes = axes_of()
+    values = np.zeros(FRONT_END.shape) if values is None else values
+    return axes, plot.spectrogram(axes, front_end, values)
 
 
-@pytest.mark.parametrize(
-    "front_end",
-    [
-        FRONT_END,
-        audio.FrontEnd.birdset(n_fft=2048),
-        audio.FrontEnd(sample_rate=8000, clip_s=0.5, n_fft=256, n_mels=None),
-        audio.FrontEnd(
-            sample_rate=16000, clip_s=30.0, n_fft=512, n_mels=40, fmin=300, fmax=4000
-        ),
-    ],
-)
-def test_ticks_are_seconds_and_kilohertz(front_end):
-    axes, image = axes_of_spectrogram(front_end)
-    rows, frames = front_end.shape
-    assert tuple(image.get_extent()) == (-0.5, frames - 0.5, -0.5, rows - 0.5)
+def test_axes_are_seconds_and_kilohertz():
+    axes, image = drawn()
+    plot.name_axes(np.array([[axes]]), FRONT_END)
+    assert tuple(image.get_extent()) == (-0.5, 127.5, -0.5, 127.5)
     assert image.origin == "lower"
-    assert axes.get_xlabel() == "time (s)"
-    assert axes.get_ylabel() == "frequency (kHz)"
-    # Frame t is centred on t hops; every tick lies within the picture.
-    at, labels = (
-        axes.get_xticks(),
-        [float(t.get_text()) for t in axes.get_xticklabels()],
-    )
-    np.testing.assert_allclose(
-        labels, at * front_end.hop_length / front_end.sample_rate, atol=1e-6
-    )
-    assert 3 <= len(at) <= 8
-    assert min(at) == 0
-    assert max(at) <= frames - 1
-    at, labels = (
-        axes.get_yticks(),
-        [float(t.get_text()) for t in axes.get_yticklabels()],
-    )
-    assert len(labels) >= 3
-    for row, khz in zip(at, labels, strict=True):
-        assert 0 <= row <= rows - 1
-        low, high = (front_end.row_to_hz(f(row)) for f in (np.floor, np.ceil))
-        assert low <= 1000 * khz * (1 + 1e-9)
-        assert 1000 * khz <= high * (1 + 1e-9)
-    assert np.abs(np.diff(at)).min() >= rows / 10  # labels do not touch
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("time (s)", "frequency (kHz)")
+    for axis, wanted in (
+        (axes.xaxis, ticks.time(FRONT_END, 128, gap=0.2)),
+        (axes.yaxis, ticks.frequency(FRONT_END, 128)),
+    ):
+        assert [t.position for t in wanted] == axis.get_ticklocs().tolist()
+        assert [t.label for t in wanted] == [
+            t.get_text() for t in axis.get_ticklabels()
+        ]
+
+
+def test_axes_without_a_front_end_count_frames_and_rows():
+    axes, _ = drawn(None, np.zeros((6, 40)))
+    plot.name_axes(np.array([[axes]]), None)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("frame", "row")
+    labels = [t.get_text() for t in axes.get_xticklabels()]
+    assert labels == [f"{at:g}" for at in axes.get_xticks()]
+    assert labels[0] == "0"
 
 
 def test_a_row_is_where_its_frequency_is():
     """Slaney's mels: linear below 1 kHz, 15 mels up to there, 27 for a factor 6.4."""
-    axes, _ = axes_of_spectrogram(FRONT_END)
+    axes, _ = drawn()
     top = 15 + 27 * np.log(11025 / 1000) / np.log(6.4)
     for row, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True):
         hertz = 1000 * float(label.get_text())
@@ -147,113 +70,146 @@ def test_a_row_is_where_its_frequency_is():
         assert row == pytest.approx(mel / top * 129 - 1, abs=0.05)
 
 
+def test_only_the_edges_of_a_grid_are_named():
+    grid = plot.figure((4.0, 3.0)).subplots(2, 3)
+    plot.name_axes(grid, FRONT_END)
+    assert [a.get_xlabel() for a in grid.flat] == ["", "", ""] + ["time (s)"] * 3
+    assert [bool(a.get_ylabel()) for a in grid.flat] == [True, False, False] * 2
+    grid = plot.figure((4.0, 3.0)).subplots(2, 3)
+    plot.name_axes(grid, FRONT_END, up=False)
+    assert not any(a.get_ylabel() for a in grid.flat)
+
+
+def test_colours_are_decibel_of_the_same_scale(rng):
+    values = rng.normal(0, 0.5, FRONT_END.shape)
+    _, image = drawn(values=values)
+    decibel = values * 17 - 30
+    np.testing.assert_allclose(image.get_array(), decibel)
+    np.testing.assert_allclose(image.get_clim(), (decibel.min(), decibel.max()))
+    # Silence far below the sound does not use up the colours.
+    padded = values.copy()
+    padded[:, 100:] = -10
+    _, image = drawn(values=padded)
+    highest = decibel[:, :100].max()
+    np.testing.assert_allclose(image.get_clim(), (highest - plot.SPAN_DB, highest))
+    # What is left of a clip is as dark as it was in the clip.
+    axes = axes_of()
+    quiet = plot.spectrogram(axes, FRONT_END, values - 1, like=values)
+    np.testing.assert_allclose(quiet.get_clim(), (decibel.min(), decibel.max()))
+    # Without a front end nobody knows what a decibel is.
+    _, image = drawn(None, values)
+    np.testing.assert_allclose(image.get_clim(), (values.min(), values.max()))
+
+
+def test_heat_is_on_a_scale_from_0_to_1(rng):
+    image = plot.heatmap(axes_of(), FRONT_END, 0.3 * rng.random(FRONT_END.shape))
+    assert image.get_clim() == (0, 1)
+    assert image.get_cmap().name == "gray"
+
+
+@pytest.mark.parametrize("shift", [-3.0, 0.0, 5.0])
+def test_a_difference_of_zero_is_white(rng, shift):
+    values = rng.normal(shift, 2, FRONT_END.shape)
+    values[:, 90:] = np.nan
+    axes = axes_of()
+    image = plot.difference(axes, FRONT_END, values)
+    low, high = image.get_clim()
+    assert low == -high
+    share = np.mean(np.abs(values[:, :90]) <= high)
+    assert share == pytest.approx(0.98, abs=0.001)
+    np.testing.assert_allclose(image.get_cmap()(image.norm(0.0))[:3], 1, atol=0.04)
+    assert image.get_array().mask[:, 90:].all()
+
+
+@pytest.mark.parametrize("values", [np.zeros((4, 5)), np.full((4, 5), np.nan)])
+def test_a_difference_of_nothing(values):
+    assert plot.difference(axes_of(), None, values).get_clim() == (-1, 1)
+
+
+# --- regions
+
+
 @pytest.mark.parametrize("scheme", schemes.SCHEMES)
-@pytest.mark.parametrize("location", [(1, 2), (0, 0), (3, 3)])
-def test_regions_are_drawn_round_their_pixels(scheme, location):
-    """Pixel i is drawn from i - 1/2 to i + 1/2; at the edge the line stays inside."""
-    axes, _ = axes_of_spectrogram(FRONT_END)
+@pytest.mark.parametrize("location", [(1, 2), (0, 0), (3, 3), (0, 2), (2, 3)])
+def test_a_region_is_drawn_round_its_pixels(scheme, location):
+    """Inside the outline are the pixels of the mask; at the edge it stays inside."""
+    axes, _ = drawn()
     plot.areas(axes, areas_of(scheme, location))
-    row, column = location
-    rows, frames = (32 * row, 32 * row + 32), (32 * column, 32 * column + 32)
-    wanted = {
-        "square": [(rows, frames)],
-        "time": [((0, 128), frames)],
-        "frequency": [(rows, (0, 128))],
-        "time_frequency": [((0, 128), frames), (rows, (0, 128))],
-    }[scheme]
-    assert len(axes.patches) == len(wanted)
-    for patch, ((low, high), (start, end)) in zip(axes.patches, wanted, strict=True):
-        corners = patch.get_corners()
-        edges = [*corners.min(axis=0), *corners.max(axis=0)]
-        np.testing.assert_allclose(
-            edges, [start - 0.5, low - 0.5, end - 0.5, high - 0.5], atol=2.1
-        )
-        assert -0.5 < edges[0] < edges[2] < 127.5
-        assert -0.5 < edges[1] < edges[3] < 127.5
-        for edge, exact in zip(edges, [start, low, end, high], strict=True):
-            if 0 < exact < 128:
-                assert edge == exact - 0.5
-        assert not patch.get_fill()
+    (patch,) = axes.patches
+    assert not patch.get_fill()
+    outline = patch.get_xy()
+    assert outline.min() > -0.5
+    assert outline.max() < 127.5
+    rows, frames = np.indices(FRONT_END.shape)
+    points = np.stack([frames.ravel(), rows.ravel()], axis=1)
+    inside = patch.get_path().contains_points(points).reshape(FRONT_END.shape)
+    mask = np.asarray(GRID.mask(scheme, jnp.array(location))) == 1
+    edge = np.ones(FRONT_END.shape, bool)
+    edge[3:-3, 3:-3] = False
+    np.testing.assert_array_equal(inside[~edge], mask[~edge])
+    assert not (inside & ~mask).any()
+    for low, high in zip(outline.min(axis=0), outline.max(axis=0), strict=True):
+        assert low < high
 
 
-def texts_of(figure):
-    """Every text of a drawn figure that shows, and where, in pixels."""
-    figure.draw_without_rendering()
-    found = [part._suptitle for part in figure.subfigs if part._suptitle]
-    for axes in figure.axes:
-        found += [axes.title, axes.xaxis.label, axes.yaxis.label]
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            ticks = zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=True)
-            found += [label for at, label in ticks if low <= at <= high]
-    boxes = [(t, t.get_window_extent()) for t in found if t.get_text()]
-    return [(t.get_text(), box) for t, box in boxes if box.width > 0]
+def test_a_cross_is_one_outline_with_twelve_corners():
+    axes, _ = drawn()
+    plot.areas(axes, areas_of("time_frequency", (1, 2)))
+    (patch,) = axes.patches
+    assert len(np.unique(patch.get_xy(), axis=0)) == 12
+    # It turns at every corner and never runs through the middle.
+    steps = np.diff(patch.get_xy(), axis=0)
+    assert all(np.count_nonzero(step) == 1 for step in steps)
 
 
-@pytest.mark.parametrize("scheme", schemes.SCHEMES)
-def test_an_explanation_renders(scheme):
-    """Without a warning, and no text is cut off or runs into another."""
-    result = made_up(scheme)
-    figure = plot.explained(result, FRONT_END)
-    texts = texts_of(figure)
-    width, height = figure.bbox.width, figure.bbox.height
-    for text, box in texts:
-        assert box.x0 >= 0, text
-        assert box.y0 >= 0, text
-        assert box.x1 <= width, text
-        assert box.y1 <= height, text
-    for i, (one, box) in enumerate(texts):
-        for other, another in texts[i + 1 :]:
-            across = min(box.x1, another.x1) - max(box.x0, another.x0)
-            up = min(box.y1, another.y1) - max(box.y0, another.y0)
-            assert not (across > 1 and up > 1), (one, other)
-    assert sum(text == "time (s)" for text, _ in texts) == 1 + 2 + 4
-    shown = " ".join(text for text, _ in texts)
-    for word in ("channel 31", "heatmap", "LJ001-0001.wav", "fake", "97.1 %", "87 %"):
-        assert word in shown
+def test_no_region_draws_nothing():
+    axes, _ = drawn()
+    plot.areas(axes, ())
+    assert not axes.patches
+    assert plot.where("square", ()) == "no region"
 
 
-@pytest.mark.parametrize(("num_channels", "num_prototypes"), [(1, 1), (2, 5)])
-def test_few_channels_and_prototypes(num_channels, num_prototypes):
-    result = made_up("time_frequency", num_channels, num_prototypes)
-    figure = plot.explained(result, FRONT_END, num_prototypes=3)
-    images = [axes for axes in figure.subfigs[1].axes if axes.images]
-    assert len(images) == num_channels * (2 + min(3, num_prototypes))
-    figure.savefig(io.BytesIO(), format="png", dpi=30)
+@pytest.mark.parametrize(
+    ("scheme", "words"),
+    [
+        ("square", "0.37-0.74 s, 0.84-1.98 kHz"),
+        ("time", "0.37-0.74 s"),
+        ("frequency", "0.84-1.98 kHz"),
+        ("time_frequency", "0.37-0.74 s, 0.84-1.98 kHz"),
+    ],
+)
+def test_a_region_in_words(scheme, words):
+    assert plot.where(scheme, areas_of(scheme, (1, 1))) == words
+    pixels = plot.where(scheme, areas_of(scheme, (1, 2), None))
+    wanted = {"time": "frames 64-96", "frequency": "rows 32-64"}
+    assert pixels == wanted.get(scheme, "frames 64-96, rows 32-64")
 
 
-def test_names_and_numbers_of_other_sizes():
-    result = made_up("frequency", 2, 2)
-    odd = dataclasses.replace(
-        result,
-        source="recordings/" + "a very long name of a recording " * 4 + ".wav",
-        class_names=(
-            "Corvus corax (northern raven)",
-            "Turdus philomelos (song thrush)",
-        ),
-        logits=np.array([-40.0, 900.0]),
-        evidence_share=0.0,
-        channels=tuple(
-            dataclasses.replace(c, contribution=0.0, heatmap=np.zeros(FRONT_END.shape))
-            for c in result.channels
-        ),
-    )
-    plot.explained(odd, FRONT_END).savefig(io.BytesIO(), format="png", dpi=30)
+# --- names
 
 
-@pytest.mark.parametrize("start", [0.2, -0.4])
-def test_purity_renders(start):
-    history = optimize.History(
-        epoch_purity=[start, 0.4, 0.5, 0.55],
-        epoch_prototypes=[100, 100, 5, 5],
-        round_purity=[start, 0.5, 0.6],
-        round_epochs=[0, 2, 4],
-        round_prototypes=5,
-    )
-    figure = plot.purity(history)
-    figure.savefig(io.BytesIO(), format="png", dpi=30)
-    (axes,) = figure.axes
-    rounds, epochs = axes.lines
-    np.testing.assert_array_equal(rounds.get_xydata(), [[0, start], [2, 0.5], [4, 0.6]])
-    np.testing.assert_array_equal(epochs.get_xdata(), [1, 2, 3, 4])
-    assert axes.get_ylim()[0] <= start
+@pytest.mark.parametrize(
+    ("source", "length", "offset_s", "words"),
+    [
+        ("a/b/c.wav", 20, 0.0, "b/c.wav"),
+        ("c.wav", 20, 0.0, "c.wav"),
+        ("a\\b\\c.wav", 20, 1.5, "b/c.wav at 1.5 s"),
+        ("some/long_folder/clip.wav", 15, 0.0, "…older/clip.wav"),
+        ("some/long_folder/clip.wav", 17, 10.0, "…clip.wav at 10.0 s"[-17:]),
+        ("waveform", 20, 0.0, "waveform"),
+    ],
+)
+def test_the_name_of_a_clip(source, length, offset_s, words):
+    found = plot.name(source, length, offset_s)
+    assert len(found) <= length
+    if len(words) < length:
+        assert found == words
+    else:
+        assert found.startswith("…")
+        assert found.endswith(words[2:])
+
+
+def test_long_names_keep_their_end():
+    assert plot.shortened("abc", 3) == "abc"
+    assert plot.shortened("abcd", 3) == "…cd"
+    assert plot.scheme_name("time_frequency") == "time-frequency"

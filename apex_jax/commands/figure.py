@@ -124,7 +124,7 @@ def _check(config: Config) -> None:
         raise ValueError("before-after shows training clips, it takes no --clip")
     if config.offset_s and config.clip is None:
         raise ValueError("--offset-s says where in --clip to start; name a --clip")
-    formats = plot.figure((1, 1)).canvas.get_supported_filetypes()
+    formats = plot.figure((1.0, 1.0)).canvas.get_supported_filetypes()
     if config.out is not None and config.out.suffix[1:].lower() not in formats:
         raise ValueError(
             f"--out {config.out} must end in the format of a picture, such as .png, "
