@@ -131,7 +131,7 @@ def _value(kind: Any, plain: Any, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(plain, dict) and set(plain) == {"float"}:
         return float(plain["float"])
     if isinstance(plain, dict):
-        made = next(k for k in _kinds(kind) if dataclasses.is_dataclass(k))
+        made: Any = next(k for k in _kinds(kind) if dataclasses.is_dataclass(k))
         hints = typing.get_type_hints(made)
         return made(
             **{name: _value(hints[name], v, arrays) for name, v in plain.items()}

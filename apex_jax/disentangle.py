@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from apex_jax import classifier as classifier_lib
+from apex_jax import expm
+
+# How the exponential is computed: from products alone, or by JAX's own function.
+Method = Literal["products", "reference"]
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -67,27 +72,40 @@ def identity(chan: int) -> Transform:
     return Transform(matrix=eye, inverse=eye, centre=jnp.zeros(chan))
 
 
-def exponential(generator: Float[Array, "chan chan"]) -> Float[Array, "chan chan"]:
-    """`expm(A)` in float32 at the highest matmul precision (Eq. 2)."""
+def exponential(
+    generator: Float[Array, "chan chan"], method: Method = "products"
+) -> Float[Array, "chan chan"]:
+    """`expm(A)` in float32 at the highest matmul precision (Eq. 2).
+
+    Args:
+      generator: A.
+      method: "products" for `expm.expm`, "reference" for `jax.scipy.linalg.expm`.
+    """
+    if method == "products":
+        return expm.expm(generator)
     # TF32 and bf16 passes, the default on accelerators, would break invariance.
     with jax.default_matmul_precision("highest"):
         return jax.scipy.linalg.expm(generator)
 
 
 def from_generator(
-    generator: Float[Array, "chan chan"], base: Transform | None = None
+    generator: Float[Array, "chan chan"],
+    base: Transform | None = None,
+    *,
+    method: Method = "products",
 ) -> Transform:
     """`U = expm(A) P` around `mu`, with `P` and `mu` those of `base`.
 
     Args:
       generator: A.
       base: coordinates in which A was learned; None for the channels as they are.
+      method: of `exponential`.
 
     Raises:
       InvarianceError: A is not finite or so large that its exponential is not.
     """
     base = identity(generator.shape[0]) if base is None else base
-    forward, backward = exponential(generator), exponential(-generator)
+    forward, backward = (exponential(a, method) for a in (generator, -generator))
     transform = Transform(
         matrix=jnp.matmul(forward, base.matrix, precision=HIGHEST),
         inverse=jnp.matmul(base.inverse, backward, precision=HIGHEST),

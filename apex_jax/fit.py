@@ -102,7 +102,7 @@ def explainer(
     generator, history = optimize.fit(
         key, coordinates, scheme, config=config, mesh=mesh, on_epoch=on_epoch
     )
-    transform = disentangle.from_generator(generator, base)
+    transform = disentangle.from_generator(generator, base, method=config.exponential)
     audit = audit_of(transform)
 
     def build(transform: disentangle.Transform, sign: bank.Sign) -> bank.Bank:

@@ -42,6 +42,7 @@ class Config:
       beta1: Adam's decay of the first moment.
       beta2: Adam's decay of the second moment.
       epsilon: Adam's epsilon.
+      exponential: how expm(A) is computed, see `disentangle.exponential`.
     """
 
     epochs: int = 20
@@ -54,6 +55,7 @@ class Config:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    exponential: disentangle.Method = "products"
 
     def schedule(self) -> list[int]:
         """Prototypes a channel in each round."""
@@ -169,7 +171,9 @@ def run_epoch(
             )
             counts = (start + jnp.arange(batch_size) < total).astype(jnp.float32)
 
-            matrix, pull_back = jax.vjp(disentangle.exponential, generator)
+            matrix, pull_back = jax.vjp(
+                lambda a: disentangle.exponential(a, config.exponential), generator
+            )
             # The location is a constant of the step: only `vector` meets U below.
             _, vector = bank.prototype_vectors(scheme, views, matrix[channel], clip)
 
@@ -249,7 +253,7 @@ def fit(
 
     def choose() -> jax.Array:
         """This round's prototypes; notes the purity of the strongest."""
-        transform = disentangle.from_generator(generator)
+        transform = disentangle.from_generator(generator, method=config.exponential)
         clips, _ = bank.top_clips(
             transform,
             features.pooled,

@@ -373,6 +373,7 @@ def test_defaults_are_the_papers():
         "beta1": 0.9,
         "beta2": 0.999,
         "epsilon": 1e-8,
+        "exponential": "products",
     }
 
 
