@@ -67,14 +67,16 @@ class Store:
         self._clips: dict[Hashable, listen.Sound | audio.AudioError | None] = {}
         self._players: dict[Hashable, Player | None] = {}
 
-    def image(self, draw: Callable[[np.ndarray], bytes], values: np.ndarray) -> Image:
-        """The PNG file that `draw` makes of the values."""
-        key = (draw, digest(values))
+    def image(
+        self, draw: Callable[..., bytes], values: np.ndarray, *options: Hashable
+    ) -> Image:
+        """The PNG file that `draw(values, *options)` gives."""
+        key = (draw, digest(values), *options)
         if key not in self.images:
             self.images[key] = Image(
                 id=f"image-{len(self.images)}",
                 shape=values.shape,
-                base64=_base64(draw(values)),
+                base64=_base64(draw(values, *options)),
             )
         return self.images[key]
 

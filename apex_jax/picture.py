@@ -77,17 +77,20 @@ def axes(
     )
 
 
-def limits(values: Float[np.ndarray, "freq time"]) -> tuple[float, float]:
-    """The values that get the darkest and the brightest colour, at most 80 dB apart."""
-    high = float(values.max())
-    return max(float(values.min()), high - SPAN_DB), high
+def limits(spectrograms: Sequence[np.ndarray]) -> tuple[float, float]:
+    """What gets the darkest and the brightest colour, at most 80 dB apart."""
+    high = max(float(values.max()) for values in spectrograms)
+    low = min(float(values.min()) for values in spectrograms)
+    return max(low, high - SPAN_DB), high
 
 
-def spectrogram(values: Float[np.ndarray, "freq time"]) -> bytes:
-    """A PNG file of the values between their `limits`, lowest row at the bottom."""
+def spectrogram(
+    values: Float[np.ndarray, "freq time"], limits: tuple[float, float]
+) -> bytes:
+    """A PNG file of the values between `limits`, lowest row at the bottom."""
     import matplotlib
 
-    low, high = limits(values)
+    low, high = limits
     share = (values - low) / (high - low) if high > low else np.zeros_like(values)
     colours = matplotlib.colormaps[COLOURS](np.linspace(0, 1, LEVELS), bytes=True)
     return _png(share, colours[:, :3])
@@ -108,9 +111,8 @@ def heatmap(values: Float[np.ndarray, "freq time"]) -> bytes:
     return _png(values, colours)
 
 
-def bar_ticks(values: Float[np.ndarray, "freq time"]) -> tuple[tuple[float, str], ...]:
+def bar_ticks(low: float, high: float) -> tuple[tuple[float, str], ...]:
     """Round values on the colour bar of `spectrogram`, percent from the top, label."""
-    low, high = limits(values)
     if not high > low:
         return ((50.0, f"{low:.3g}"),)
     round_values = ticks.values(low, high, apart=0.15 * (high - low))
@@ -157,11 +159,15 @@ def _loops(boxes: Sequence[schemes.Box]) -> list[list[tuple[float, float]]]:
         inside[rows[0] + 1 : rows[1] + 1, columns[0] + 1 : columns[1] + 1] = True
     # Directed so that the inside lies to the left.
     onward: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-    for i, j in np.argwhere(inside[1:] != inside[:-1]):  # along a horizontal edge
+    for i, j in np.argwhere(
+        inside[1:] != inside[:-1]
+    ).tolist():  # along a horizontal edge
         ends = [(i, j - 1), (i, j)]
         start, end = ends if inside[i + 1, j] else ends[::-1]
         onward[start].append(end)
-    for i, j in np.argwhere(inside[:, 1:] != inside[:, :-1]):  # along a vertical one
+    for i, j in np.argwhere(
+        inside[:, 1:] != inside[:, :-1]
+    ).tolist():  # along a vertical one
         ends = [(i - 1, j), (i, j)]
         start, end = ends if inside[i, j] else ends[::-1]
         onward[start].append(end)
