@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -79,6 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"no command {name!r}; there are {', '.join(COMMANDS)}", 2)
     try:
         return _run(name, rest)
+    except BrokenPipeError:
+        # Whoever read along has read enough, as `head` does; say no more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, ImportError) as error:
         return _fail(f"{name}: {error}", 1)
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,18 +200,24 @@ def report(label: str, text: str, *more: str) -> None:
             label = ""
 
 
-def audit_words(audit: disentangle.Audit) -> str:
-    """An audit in a line or two."""
-    return (
-        f"{audit.changed_predictions} of {audit.num_clips} predictions changed, logits "
-        f"within {audit.max_abs_logit_error:.1e}, cond(U) {audit.condition_number:.1f}"
-    )
+def report_audits(audits: Mapping[str, disentangle.Audit]) -> None:
+    """How well APEX reproduces the classifier, a line a split."""
+    lines = [
+        f"{name:12}{audit.changed_predictions} of {audit.num_clips} predictions "
+        f"changed, logits within {audit.max_abs_logit_error:.1e}"
+        for name, audit in audits.items()
+    ]
+    condition = next(iter(audits.values())).condition_number
+    report("invariance", *lines, f"{'cond(U)':12}{condition:.1f}")
 
 
-def report_end(output: Path, skip_log: data.SkipLog, stages: progress.Stages) -> None:
-    """What every run says last."""
+def report_end(
+    output: Path, skip_log: data.SkipLog, stages: progress.Stages, then: str
+) -> None:
+    """What every run says last; `then` is the command that goes on from here."""
     seconds = [f"{name} {s:.0f}" for name, s in stages.seconds.items()]
     report("seconds", ", ".join(seconds))
     if len(skip_log):
         report("skipped", f"{len(skip_log)} files, listed in {output / 'skipped.csv'}")
-    report("written to", str(output))
+    say(f"{'written to':{INDENT}}{output}")
+    say(f"{'then':{INDENT}}{then}")

@@ -126,18 +126,17 @@ def front_end(
     if not {"sample_rate", "clip_s"} <= set(settings):
         rates, seconds = _headers(clips, skip_log)
         rate, count = collections.Counter(rates).most_common(1)[0]
-        of = f"of {count} of {len(rates)} files"
         if rate > MAX_RATE:
-            choose("sample_rate", MAX_RATE, f"the most that is used; {rate} {of}")
+            choose(
+                "sample_rate", MAX_RATE, f"at most {MAX_RATE}; the files have {rate}"
+            )
         else:
-            choose("sample_rate", rate, of)
+            choose("sample_rate", rate, f"as {count} of {len(rates)} files")
         median = float(np.median(seconds))
-        choose(
-            "clip_s",
-            min(MAX_CLIP_S, float(f"{median:.2g}")),
-            f"the files' median is {median:.2f} s"
-            + f", the most that is used {MAX_CLIP_S:g}" * (median > MAX_CLIP_S),
-        )
+        if median > MAX_CLIP_S:
+            choose("clip_s", MAX_CLIP_S, f"at most; the files' median is {median:.2f}")
+        else:
+            choose("clip_s", float(f"{median:.2g}"), "as the files' median")
     rate, samples = chosen["sample_rate"], chosen["sample_rate"] * chosen["clip_s"]
     powers = [2**power for power in range(6, 15)]
     n_fft = min(powers, key=lambda n: abs(n - WINDOW_S * rate))

@@ -1,6 +1,7 @@
 """Which command runs, what its exit status says, and what help costs."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 import types
@@ -62,6 +63,27 @@ def test_what_users_cause_is_one_line(error, status, line, monkeypatch, capsys):
     assert out == ""
     assert err.startswith(line)
     assert err.count("\n") == 1
+
+
+def test_a_reader_that_stops_reading_is_no_error_to_speak_of():
+    code = (
+        "import sys, types; from apex_jax import cli\n"
+        "sys.modules['many'] = many = types.ModuleType('many')\n"
+        "def main(config):\n"
+        "    for n in range(100000): print(n)\n"
+        "many.Config, many.main = cli.Command, main\n"
+        "cli.COMMANDS['many'] = cli.Command(module='many', summary='')\n"
+        "sys.exit(cli.main(['many', '--module', 'x', '--summary', 'y']))"
+    )
+    script = f'{sys.executable} -c "$CODE" | head -1; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={**os.environ, "CODE": code},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "0\n", "")
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):

@@ -167,11 +167,30 @@ def test_the_end_of_a_run(tmp_path, capsys):
     with stages("train"):
         pass
     log = data.SkipLog()
-    runs.report_end(tmp_path, log, stages)
-    assert capsys.readouterr().out.splitlines()[0] == "seconds      train 0"
+    runs.report_end(tmp_path, log, stages, "apex-jax x")
+    assert capsys.readouterr().out.splitlines() == [
+        "seconds      train 0",
+        f"written to   {tmp_path}",
+        "then         apex-jax x",
+    ]
     log.add(data.audio.AudioError("a.wav", "missing"))
-    runs.report_end(tmp_path, log, stages)
+    runs.report_end(tmp_path, log, stages, "apex-jax x")
     assert "1 files, listed in" in capsys.readouterr().out
+
+
+def test_audits_are_lines_of_a_table(capsys):
+    audit = disentangle.audit(
+        disentangle.identity(4),
+        test_cache.classifier_of().head.__class__(weight=jnp.eye(4), bias=jnp.zeros(4)),
+        np.eye(4, dtype=np.float32),
+        np.eye(4, dtype=np.float32),
+    )
+    runs.report_audits({"train": audit, "test": audit})
+    assert capsys.readouterr().out.splitlines() == [
+        "invariance   train       0 of 4 predictions changed, logits within 0.0e+00",
+        "             test        0 of 4 predictions changed, logits within 0.0e+00",
+        "             cond(U)     1.0",
+    ]
 
 
 def test_json_comes_back(tmp_path):

@@ -150,12 +150,12 @@ def main(config: Config) -> dict[str, Any]:
     out = config.out or config.run.expanduser() / "evaluation.json"
     runs.write_json(out, results)
     runs.say(table(results))
-    runs.report("invariance", runs.audit_words(audit))
+    runs.report_audits({config.split: audit})
     for note in notes(results):
         runs.report("note", note)
     for path, reason in skip_log.entries():
         runs.report("skipped", f"{path}: {reason}")
-    runs.report("written to", str(out))
+    runs.say(f"{'written to':{runs.INDENT}}{out}")
     return results
 
 
@@ -201,6 +201,8 @@ def _clips(
 ) -> Sequence[data.Clip]:
     """The clips to test on, cut as the run's were."""
     made = runs.read_json(config.run.expanduser() / "config.json") or {}
+    if made.get("command") != "fit":  # an experiment's: it says other things
+        made = {}
     source = config.data or made.get("data")
     if source is None:
         raise ValueError(

@@ -43,7 +43,7 @@ class Config:
       num_prototypes: training clips beside each channel.
       num_negatives: and of those that excite it least.
       hop_s: seconds from one window of a long recording to the next.
-      out: the page to write.
+      out: the page to write, in the place of one that is there.
       save: a folder to keep the explanations in, as JSON and NPZ.
       sounds: embed the sounds, which are most of the page's size.
       strict: stop at the first file that cannot be read, instead of skipping it.
@@ -102,19 +102,24 @@ def main(config: Config) -> list[explanation.Explanation]:
                         raise
                     skip_log.add(error)
                 done(1)
-    for path, reason in skip_log.entries():
-        runs.report("skipped", report.readable(f"{path}: {reason}"))
     if not found:
-        raise ValueError(f"none of the {len(files)} files could be explained")
-    _say(found, clip_s, several=len(explainers) > 1)
-    if config.save is not None:
-        for number, one in enumerate(found):
-            archive.save(config.save / f"{number:04d}", one, overwrite=True)
-        runs.report("saved to", f"{config.save}, {len(found)} explanations")
+        reasons = "; ".join(reason for _, reason in skip_log.entries()[:1])
+        raise ValueError(
+            f"none of the {len(files)} files could be explained; the first is {reasons}"
+        )
+    # Written before anything is said: whoever reads along may stop reading.
     config.out.parent.mkdir(parents=True, exist_ok=True)
     report.write(config.out, found, sounds=config.sounds)
+    if config.save is not None:
+        for number, one in enumerate(found):
+            archive.save(config.save / f"{number:04d}", one)
+    _say(found, clip_s, several=len(explainers) > 1)
+    for path, reason in skip_log.entries():
+        runs.report("skipped", report.readable(f"{path}: {reason}"))
+    if config.save is not None:
+        runs.say(f"{'saved to':{runs.INDENT}}{config.save}")
     size = config.out.stat().st_size / 1e6
-    runs.report("written to", f"{config.out}, {size:.1f} MB; open it in a browser")
+    runs.say(f"{'written to':{runs.INDENT}}{config.out}, {size:.1f} MB")
     return found
 
 

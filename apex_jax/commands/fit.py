@@ -93,7 +93,7 @@ def main(config: Config) -> dict[str, Any]:
             model, metadata["class_names"], metadata["activation"]
         )
         front_end = _front_end(weights, metadata["front_end"], config.front_end)
-        origin = runs.read_json(weights.parent / "config.json") or {}
+        origin = _origin(weights)
         source = _data(config, origin)
         # What runs, wherever it is looked at from.
         config = dataclasses.replace(config, weights=weights, data=source)
@@ -120,7 +120,8 @@ def main(config: Config) -> dict[str, Any]:
             )
         if not found.clips.train:
             raise ValueError(f"{source}: {found}; fitting needs training clips")
-        runs.claim(config.out, config, split=dataclasses.asdict(shares))
+        split = dataclasses.asdict(shares)
+        runs.claim(config.out, config, command="fit", split=split)
     with stages("features"):
         cached = {
             name: runs.features(
@@ -177,10 +178,9 @@ def main(config: Config) -> dict[str, Any]:
     }
     runs.write_json(config.out / "results.json", results)
     runs.report("purity", f"{before:.3f} before, {after:.3f} after")
-    for name, audit in invariance.items():
-        label = "" if name != next(iter(invariance)) else "invariance"
-        runs.report(label, f"{name}: {runs.audit_words(audit)}")
-    runs.report_end(config.out, skip_log, stages)
+    runs.report_audits(invariance)
+    then = f"apex-jax explain CLIP --run {config.out}"
+    runs.report_end(config.out, skip_log, stages, then)
     return results
 
 
@@ -192,12 +192,24 @@ def _weights(config: Config) -> Path:
             "apex-jax convert takes one from torch"
         )
     weights = config.weights.expanduser().resolve()
+    if weights.is_file():
+        raise ValueError(
+            f"--weights {config.weights} is a file; apex-jax convert makes a "
+            "checkpoint of it"
+        )
     if config.out.expanduser().resolve() in (weights, weights.parent):
         raise ValueError(
             f"--out {config.out} is where the classifier of --weights lies; name "
             "another folder"
         )
     return weights / "classifier" if (weights / "classifier").is_dir() else weights
+
+
+def _origin(weights: Path) -> dict[str, Any]:
+    """The settings of the run that the classifier lies in; empty if in none."""
+    found = runs.read_json(weights.parent / "config.json")
+    known = isinstance(found, dict) and found.get("command") in ("train", "fit")
+    return found if known else {}
 
 
 def _data(config: Config, origin: dict[str, Any]) -> Path:

@@ -85,7 +85,7 @@ def main(config: Config) -> dict[str, Any]:
                 f"{config.data}: {found}; training needs clips to train on and to "
                 "validate on"
             )
-        runs.claim(config.out, config)
+        runs.claim(config.out, config, command="train")
         front_end = _front_end(config, found, skip_log)
     if config.train.random_crop and any(clip.offset_s for clip in found.clips.train):
         runs.report("crops", "none at random: the manifest says where clips start")
@@ -135,7 +135,8 @@ def main(config: Config) -> dict[str, Any]:
     )
     for name, values in scores.items():
         runs.report(name, ", ".join(f"{k} {v:.3f}" for k, v in values.items()))
-    runs.report_end(config.out, skip_log, stages)
+    then = f"apex-jax fit --weights {config.out} --out NAME"
+    runs.report_end(config.out, skip_log, stages, then)
     return results
 
 
@@ -143,7 +144,8 @@ def _front_end(
     config: Config, found: dataset.Dataset, skip_log: data.SkipLog
 ) -> audio.FrontEnd:
     """The front end asked for, what was left out chosen from the training clips."""
-    with progress.bar("measure", suggest.MAX_CLIPS, "clip") as on_progress:
+    total = min(suggest.MAX_CLIPS, len(found.clips.train))
+    with progress.bar("measure", total, "clip") as on_progress:
         choice = suggest.front_end(
             found.clips.train,
             config.front_end.settings(),
