@@ -152,3 +152,36 @@ def test_shapes_and_values_are_checked(metric, monkeypatch):
         metric(LABELS, SCORES[:4])
     with pytest.raises(ValueError, match="finite"):
         metric(LABELS, np.where(SCORES > 0.85, np.inf, SCORES))
+
+
+# Which scores suit
+
+
+def test_summary_where_a_clip_has_several_classes():
+    """The third class is absent: left out of the means, without a warning."""
+    found = metrics.summary(LABELS, SCORES, "sigmoid")
+    assert list(found) == ["top1_accuracy", "cmap", "auroc"]
+    assert found["top1_accuracy"] == metrics.top1_accuracy(LABELS, SCORES)
+    precision = [average_precision_by_hand(LABELS[:, c], SCORES[:, c]) for c in (0, 1)]
+    assert found["cmap"] == pytest.approx(np.mean(precision))
+    known = metrics.auroc(LABELS[:, :2], SCORES[:, :2])
+    assert found["auroc"] == pytest.approx(known)
+
+
+def test_summary_of_two_classes_that_exclude_each_other():
+    label = np.array([0, 0, 1, 1, 0, 1])
+    fake = np.array([0.1, 0.6, 0.7, 0.4, 0.2, 0.9])
+    probabilities = np.stack([1 - fake, fake], axis=1)
+    found = metrics.summary(np.eye(2, dtype=int)[label], probabilities)
+    assert list(found) == ["accuracy", "cmap", "auroc", "eer"]
+    assert found["accuracy"] == pytest.approx(4 / 6)
+    assert found["eer"] == pytest.approx(eer_by_hand(label, fake), abs=1e-8)
+
+
+def test_summary_of_what_the_clips_allow():
+    probabilities = np.array([[0.9, 0.1], [0.3, 0.7]])
+    first = np.array([[1, 0], [1, 0]])
+    assert metrics.summary(first, probabilities) == {"accuracy": 0.5, "cmap": 1.0}
+    assert metrics.summary(np.zeros((2, 2), int), probabilities, "sigmoid") == {}
+    with pytest.raises(ValueError, match="must both be"):
+        metrics.summary(first, probabilities[:, :1])
