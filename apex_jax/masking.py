@@ -265,11 +265,13 @@ def hide(
     Raises:
       ValueError: no spectrogram is known, or no front end to tell what silence is.
     """
-    front_end, grid = explainer.front_end, explainer.grid()
+    front_end = explainer.front_end
     if seen.spectrogram is None or front_end is None:
         raise ValueError("hide takes a clip with its spectrogram and front end")
-    top = explainer.explain(seen, target=target, num_channels=1, num_prototypes=1)
-    direction = explainer.transform.matrix[top.channels[0].index]
+    grid = explainer.grid()
+    transform, pooled = explainer.transform, jnp.mean(seen.views.rows, axis=0)
+    share = evidence.contributions(explainer.head, transform(pooled), jnp.int32(target))
+    direction = transform.matrix[jnp.argmax(share)]
     keys = jax.random.split(key, draws)
     locations = jnp.concatenate(
         [

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_attribution
 import test_cache
 
 from apex_jax import audio, classifier, data, disentangle, masking, schemes
@@ -271,3 +272,46 @@ def test_hiding_the_evidence_hurts_and_hiding_elsewhere_does_not(place, scheme):
     assert kept.mean() > 2 * left / (4 / 12)
     if scheme == "square":
         assert (kept > 0.85).mean() > 0.7
+
+
+@pytest.mark.parametrize("scheme", ["square", "time_frequency"])
+def test_hiding_in_one_clip_is_what_the_study_does(scheme, network, transform, clips):
+    """The same location, mask and probability; of another scheme than its own."""
+    found = study(network, transform, clips[:1], scheme=scheme, draws=1)
+    explainer = dataclasses.replace(
+        test_attribution.explainer_of("time", network), transform=transform
+    )
+    seen = explainer.look(clips[0].path, offset_s=clips[0].offset_s)
+    target = int(np.argmax(found.none[0]))
+    hidden = masking.hide(jax.random.key(1), explainer, seen, target, scheme, draws=12)
+    assert (hidden.scheme, hidden.learned, hidden.draws) == (scheme, "time", 12)
+    row, column = found.location[0].tolist()
+    mask = mask_by_hand(scheme, row, column)
+    np.testing.assert_allclose(hidden.mask, mask, atol=1e-5)
+    left = attenuated(seen.spectrogram, mask)
+    np.testing.assert_allclose(hidden.spectrogram, left, atol=1e-4)
+    powers = np.exp(found.apex[0].astype(np.float64))
+    assert hidden.probability == pytest.approx(powers[target] / powers.sum(), abs=1e-5)
+    grid = explainer.grid()
+    assert [a.box for a in hidden.areas] == list(grid.boxes(scheme, (row, column)))
+    # The random ones: silence somewhere else, and the mean of what it does.
+    again = masking.hide(jax.random.key(1), explainer, seen, target, scheme, draws=12)
+    other = masking.hide(jax.random.key(2), explainer, seen, target, scheme, draws=12)
+    assert hidden.random_mean == again.random_mean != other.random_mean
+    one = masking.hide(jax.random.key(1), explainer, seen, target, scheme, draws=1)
+    assert one.random_mean == one.random_probability
+    logits = logits_of(network.params, jnp.asarray(one.random_spectrogram))
+    powers = np.exp(np.asarray(logits, np.float64))
+    expected = powers[target] / powers.sum()
+    assert one.random_probability == pytest.approx(expected, abs=1e-5)
+
+
+def test_hiding_takes_a_spectrogram_and_a_front_end(network, clips):
+    explainer = test_attribution.explainer_of("time", network)
+    seen = explainer.look(clips[0].path)
+    for broken, bare in (
+        (explainer, dataclasses.replace(seen, spectrogram=None)),
+        (dataclasses.replace(explainer, front_end=None), seen),
+    ):
+        with pytest.raises(ValueError, match="spectrogram and front end"):
+            masking.hide(jax.random.key(0), broken, bare, 0, "time", draws=1)

@@ -1,0 +1,244 @@
+"""Each figure from small runs; which clip is shown, and what is refused."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+import test_cache
+
+from apex_jax import (
+    cache,
+    cli,
+    comparisons,
+    data,
+    explain,
+    figures,
+    fit,
+    optimize,
+    plot,
+)
+from apex_jax.commands import figure
+from apex_jax.models import convnext
+
+FRONT_END = test_cache.FRONT_END
+CONFIG = convnext.ConvNeXtConfig(depths=(1, 1), dims=(8, 12), num_classes=2)
+OPTIMISE = optimize.Config(
+    epochs=1, prototypes_start=3, prototypes_end=3, batch_size=16
+)
+KINDS = ("explained", "before-after", "methods", "masking", "twin")
+
+
+def write_twins(folder):
+    """Five sentences, each real and vocoded, some a little shorter than a clip."""
+    rng = np.random.default_rng(1)
+    clips = []
+    for n in range(5):
+        time = np.arange(round((0.45 + 0.02 * n) * FRONT_END.sample_rate))
+        tone = 0.2 * np.sin(2 * np.pi * (300 + 200 * n) / 8000 * time)
+        for label, name in enumerate((f"wavs/{n}.wav", f"gen/{n}_gen.wav")):
+            wave = tone + (0.01 + 0.1 * label) * rng.normal(size=len(time))
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(folder / name, wave, FRONT_END.sample_rate)
+            clips.append(data.Clip(path=folder / name, label=label, group=str(n)))
+    return clips
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Runs of two schemes of one classifier, and of another classifier."""
+    root = tmp_path_factory.mktemp("runs")
+    clips = write_twins(root)
+    mesh = test_cache.mesh_of(1)
+    for name, scheme, seed in (
+        ("square", "square", 0),
+        ("cross", "time_frequency", 0),
+        ("other", "time", 1),
+    ):
+        classifier = test_cache.classifier_of(CONFIG, seed, ("real", "fake"))
+        cached = cache.build(
+            root / f"cache{seed}",
+            classifier,
+            clips,
+            FRONT_END,
+            content="maps",
+            batch_size=4,
+            mesh=mesh,
+            skip_log=data.SkipLog(strict=True),
+        )
+        fitted = fit.explainer(
+            jax.random.key(0),
+            classifier,
+            cached,
+            FRONT_END,
+            scheme,
+            config=OPTIMISE,
+            mesh=mesh,
+        )
+        explain.save(root / name, fitted.explainer)
+    return root
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What the figures are given, instead of drawing it again: `test_comparisons`."""
+    calls = {}
+
+    def record(module, name):
+        def draw(*arguments, **options):
+            calls[name] = (*arguments, options)
+            return plot.figure((1.0, 1.0))
+
+        monkeypatch.setattr(module, name, draw)
+
+    record(figures, "explained")
+    for name in ("before_after", "methods", "masking", "twin"):
+        record(comparisons, name)
+    return calls
+
+
+def config_of(kind, *runs, **options):
+    options = {"num_samples": 20, "draws": 2, "num_channels": 2, "dpi": 30, **options}
+    return figure.Config(kind=kind, run=runs, **options)
+
+
+def test_every_kind_from_the_command_line(root, capsys):
+    for kind in KINDS:
+        out = root / "figures" / f"{kind}.png"
+        small = ["--num-samples", "20", "--draws", "2", "--dpi", "30"]
+        small += ["--num-channels", "1", "--num-prototypes", "1"]
+        arguments = ["figure", kind, "--run", root / "square", "--out", out, *small]
+        assert cli.main([str(a) for a in arguments]) == 0
+        assert out.read_bytes().startswith(b"\x89PNG")
+        assert "written to" in capsys.readouterr().out
+
+
+def test_without_out_it_lies_in_the_run(root):
+    path = figure.main(config_of("explained", root / "square"))
+    assert path == root / "square" / "explained.png"
+    assert path.exists()
+
+
+def test_a_clip_is_chosen_and_named(root, drawn, capsys):
+    figure.main(config_of("explained", root / "square", num_prototypes=3))
+    (result, options) = drawn["explained"]
+    assert options == {"num_prototypes": 3}
+    explainer = explain.load(root / "square")
+    sources = np.asarray(explainer.positive.clip)
+    uses = [np.sum(sources == i) for i in range(len(explainer.clips))]
+    least = [str(c.path) for c, n in zip(explainer.clips, uses, strict=True)
+             if n == min(uses)]  # fmt: skip
+    assert result.source == least[0]
+    assert f"{least[0].rsplit('/', 2)[1]}/{least[0].rsplit('/', 1)[1]}@0.000" in (
+        capsys.readouterr().out
+    )
+    assert len(result.channels) == 2
+    assert len(result.channels[0].prototypes) == 3
+
+
+def test_the_clip_asked_for(root, drawn):
+    file = root / "gen" / "3_gen.wav"
+    figure.main(
+        config_of("explained", root / "square", clip=file, offset_s=0.1, target="real")
+    )
+    result = drawn["explained"][0]
+    assert (result.source, result.offset_s) == (str(file), 0.1)
+    assert result.class_name == "real"
+
+
+def test_before_and_after_runs_from_the_largest_gain_to_the_smallest(root, drawn):
+    figure.main(config_of("before-after", root / "square", num_channels=3))
+    channels, before, after, front_end, scheme, options = drawn["before_after"]
+    explainer = explain.load(root / "square")
+    purity = [np.asarray(b.purity) for b in (explainer.raw, explainer.positive)]
+    gain = purity[1].mean(axis=1) - purity[0].mean(axis=1)
+    assert channels[0] == gain.argmax()
+    assert channels[-1] == gain.argmin()
+    assert len(channels) == 3
+    assert options["mean_purity"] == pytest.approx([p.mean() for p in purity])
+    assert (front_end, scheme) == (FRONT_END, "square")
+    for ones, bank in ((before, explainer.raw), (after, explainer.positive)):
+        for k, prototypes in zip(channels, ones, strict=True):
+            found = [one.purity for one in prototypes]
+            np.testing.assert_allclose(found, bank.purity[k])
+            paths = [str(one.clip.path) for one in prototypes]
+            assert paths == [str(explainer.clips[i].path) for i in bank.clip[k]]
+
+
+def test_methods_of_several_runs(root, drawn):
+    figure.main(config_of("methods", root / "square", root / "cross", target="real"))
+    (results, _) = drawn["methods"]
+    assert [(r.method, r.scheme) for r in results] == [
+        ("apex", "square"),
+        ("apex", "time_frequency"),
+        ("grad-cam", "square"),
+        ("lime", "square"),
+    ]
+    assert {r.source for r in results} == {results[0].source}
+    assert {r.class_name for r in results} == {"real"}
+
+
+def test_masking_takes_each_scheme_from_the_run_that_learned_it(root, drawn, capsys):
+    figure.main(config_of("masking", root / "cross", root / "square"))
+    result, hidden, _ = drawn["masking"]
+    assert [(one.scheme, one.learned) for one in hidden] == [
+        ("square", "square"),
+        ("time", "time_frequency"),
+        ("frequency", "time_frequency"),
+        ("time_frequency", "time_frequency"),
+    ]
+    assert {one.draws for one in hidden} == {2}
+    assert "time, frequency: under the U" in " ".join(capsys.readouterr().out.split())
+    assert result.scheme == "time_frequency"
+
+
+def test_twins_of_the_run(root, drawn):
+    figure.main(config_of("twin", root / "square"))
+    real, fake, _ = drawn["twin"]
+    name = fake.source.rsplit("/", 1)[1]
+    assert real.source.endswith(f"/wavs/{name.replace('_gen', '')}")
+    # What the vocoded clip was said to be does not matter; what speaks for it does.
+    assert (real.class_name, fake.class_name) == ("fake", "fake")
+
+
+def test_twins_asked_for(root, drawn):
+    real, fake = root / "wavs" / "2.wav", root / "gen" / "2_gen.wav"
+    figure.main(config_of("twin", root / "square", clip=real, twin=fake))
+    assert [one.source for one in drawn["twin"][:2]] == [str(real), str(fake)]
+
+
+def refused(message, *arguments, **options):
+    with pytest.raises(ValueError, match=message):
+        figure.main(config_of(*arguments, **options))
+
+
+def test_what_does_not_go_together_is_refused(root):
+    run, cross, clip = root / "square", root / "cross", root / "wavs" / "1.wav"
+    refused("--run must name", "explained")
+    refused("--num-channels must be at least 1; got 0", "methods", run, num_channels=0)
+    refused("explained takes one --run", "explained", run, cross)
+    refused("both files", "twin", run, clip=clip)
+    refused("--twin is for twin alone", "masking", run, clip=clip, twin=clip)
+    refused("takes no --clip", "before-after", run, clip=clip)
+    refused("name a --clip", "explained", run, offset_s=1.0)
+    refused("format of a picture", "explained", run, out=root / "figure.doc")
+    refused("target must be one of real, fake", "explained", run, target="loud")
+    refused("another classifier", "methods", run, root / "other")
+    refused("are both square", "methods", run, run)
+
+
+def test_runs_that_lack_what_a_figure_needs(root, tmp_path, monkeypatch):
+    explainer = explain.load(root / "square")
+
+    def with_changes(**changes):
+        changed = dataclasses.replace(explainer, **changes)
+        monkeypatch.setattr(explain, "load", lambda run: changed)
+
+    with_changes(raw=None)
+    refused("keeps no prototypes of the raw channels", "before-after", tmp_path)
+    with_changes(front_end=None)
+    refused("made from feature maps", "explained", tmp_path)
+    alone = [dataclasses.replace(c, group=str(c.path)) for c in explainer.clips]
+    with_changes(clips=alone)
+    refused("no real clip beside its vocoded twin", "twin", tmp_path)
