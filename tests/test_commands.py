@@ -264,6 +264,10 @@ def test_a_long_recording_is_explained_window_by_window(root, fitted, capsys):
         ("1.0-1.5", "low"),
         ("1.5-2.0", "high"),
     ]
+    regions = [line for line in lines if "channel" in line]
+    spans = [line.split()[3] for line in regions]  # in seconds of the recording
+    assert spans == ["0.00-0.50", "0.50-1.00", "1.00-1.50", "1.50-2.00"]
+    assert "a page holds 200" in fails(capsys, *asked, "--hop-s", "0.008")
     run(*asked, "--hop-s", "1.0", "--target", "high")
     out = capsys.readouterr().out
     assert out.count("high") == 2

@@ -8,10 +8,12 @@ long recording is explained window by window; a folder stands for its sound file
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -27,7 +29,7 @@ from apex_jax import (
     runs,
 )
 
-LONG = 1.5  # clips: a recording longer than that is explained window by window
+MOST = 200  # clips and windows on a page: some 100 MB of it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,18 +92,22 @@ def main(config: Config) -> list[explanation.Explanation]:
     clip_s = float(runs.front_end_of(explainers[0]).clip_s)
     skip_log = data.SkipLog(strict=config.strict)
     files = list(_files(config.clips))
+    total = sum(_windows(files, clip_s, config)) * len(explainers)
+    if total > MOST:
+        raise ValueError(
+            f"{total} clips and windows to explain; a page holds {MOST}: name fewer "
+            "files, or a longer --hop-s"
+        )
     found: list[explanation.Explanation] = []
-    with progress.bar("explain", len(files) * len(explainers), "file") as done:
-        for file in files:
-            for explainer in explainers:
-                try:
-                    found += _explain(explainer, file, clip_s, config)
-                except audio.AudioError as error:
-                    # A prototype's file that is gone spoils every explanation.
-                    if Path(error.path) != file:
-                        raise
-                    skip_log.add(error)
-                done(1)
+    with progress.bar("explain", total, "clip") as done:
+        for file, explainer in itertools.product(files, explainers):
+            try:
+                found += _explain(explainer, file, config, done)
+            except audio.AudioError as error:
+                # A prototype's file that is gone spoils every explanation.
+                if Path(error.path) != file:
+                    raise
+                skip_log.add(error)
     if not found:
         reasons = "; ".join(reason for _, reason in skip_log.entries()[:1])
         raise ValueError(
@@ -171,29 +177,35 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         yield from inside
 
 
+def _windows(files: Sequence[Path], clip_s: float, config: Config) -> Iterator[int]:
+    """About how many windows each file has; files that cannot be read have none."""
+    for file in files:
+        with contextlib.suppress(audio.AudioError):
+            last_s = audio.duration(file) - clip_s / 2
+            yield 1 + int(max(0.0, last_s) / (config.hop_s or clip_s))
+
+
 def _explain(
-    explainer: explain.Explainer, file: Path, clip_s: float, config: Config
+    explainer: explain.Explainer,
+    file: Path,
+    config: Config,
+    done: progress.OnProgress,
 ) -> list[explanation.Explanation]:
-    """Of one file: one, one a class, one a window, or one a window and class."""
-    options: dict[str, Any] = {
-        "num_channels": config.num_channels,
-        "num_prototypes": config.num_prototypes,
-        "num_negatives": config.num_negatives,
-    }
-    each = config.target is None
-    if config.hop_s is not None or audio.duration(file) > LONG * clip_s:
-        return list(
-            explainer.windows(
-                file,
-                hop_s=config.hop_s,
-                positives=each,
-                target=config.target,
-                **options,
-            )
-        )
-    if each:
-        return list(explainer.positives(file, **options))
-    return [explainer(file, target=config.target, **options)]
+    """Of one file: one a window, and a class; a short file is one window."""
+    found: list[explanation.Explanation] = []
+    for one in explainer.windows(
+        file,
+        hop_s=config.hop_s,
+        positives=config.target is None,
+        target=config.target,
+        num_channels=config.num_channels,
+        num_prototypes=config.num_prototypes,
+        num_negatives=config.num_negatives,
+    ):
+        if not found or found[-1].offset_s != one.offset_s:
+            done(1)
+        found.append(one)
+    return found
 
 
 def _say(
@@ -213,7 +225,18 @@ def _say(
         scheme = f"  [{one.scheme.replace('_', '-')}]" if several else ""
         runs.say(f"  {start:.1f}-{end:.1f} s  {what} {likely}{instead}{scheme}")
         for channel in one.channels:
-            region = " and ".join(str(area) for area in channel.areas)
+            region = " and ".join(_region(area, start) for area in channel.areas)
             runs.say(
                 f"    channel {channel.index:<5}{channel.contribution:+7.3f}  {region}"
             )
+
+
+def _region(area: explanation.Area, start_s: float) -> str:
+    """A region in seconds of the whole recording."""
+    assert area.start_s is not None
+    assert area.end_s is not None
+    return str(
+        dataclasses.replace(
+            area, start_s=start_s + area.start_s, end_s=start_s + area.end_s
+        )
+    )
