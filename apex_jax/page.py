@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from pathlib import PurePath
 
@@ -35,14 +36,23 @@ class Bar:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """A training clip that shows a channel; perhaps the very clip explained."""
+
+    prototype: explanation.Prototype
+    figure: panel.Panel
+    itself: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Evidence:
     """A channel: its region in the clip, and the training clips that show it."""
 
     channel: explanation.Channel
     name: str
     figure: panel.Panel
-    prototypes: tuple[tuple[explanation.Prototype, panel.Panel], ...]
-    negatives: tuple[tuple[explanation.Prototype, panel.Panel], ...]
+    prototypes: tuple[Example, ...]
+    negatives: tuple[Example, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -219,21 +229,27 @@ def _evidence(
     if result.spectrogram is None:
         about = f"Heatmap for {result.class_name}."
 
-    def shown(prototypes: tuple[explanation.Prototype, ...]) -> tuple:
-        found = []
-        for prototype in prototypes:
-            path = PurePath(prototype.clip.path)
-            text = f"Training clip {path.name}, {prototype.class_name}."
-            figure = panel.make(result, store, text, prototype)
-            found.append((prototype, figure))
-        return tuple(found)
-
     return Evidence(
         channel=channel,
         name=name,
         figure=panel.make(result, store, f"{name}. {about}", channel, limits=limits),
-        prototypes=shown(channel.prototypes),
-        negatives=shown(channel.negatives),
+        prototypes=tuple(_example(result, p, store) for p in channel.prototypes),
+        negatives=tuple(_example(result, p, store) for p in channel.negatives),
+    )
+
+
+def _example(
+    result: explanation.Explanation,
+    prototype: explanation.Prototype,
+    store: embed.Store,
+) -> Example:
+    clip = prototype.clip
+    text = f"Training clip {PurePath(clip.path).name}, {prototype.class_name}."
+    same_file = os.path.abspath(clip.path) == os.path.abspath(result.source)
+    return Example(
+        prototype=prototype,
+        figure=panel.make(result, store, text, prototype),
+        itself=same_file and clip.offset_s == result.offset_s,
     )
 
 

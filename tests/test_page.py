@@ -129,6 +129,16 @@ def test_another_method_has_no_bars(result):
     assert clip.views[0].channels[0].name == "Grad-CAM"
 
 
+def test_the_explained_clip_among_its_own_prototypes(result):
+    examples = clips_of([result])[0].views[0].channels[0].prototypes
+    assert [one.itself for one in examples] == [False, False]
+    second = examples[1].prototype.clip  # half a second into its file
+    for offset_s, wanted in ((0.5, [False, True]), (0.0, [False, False])):
+        query = change(result, source=str(second.path), offset_s=offset_s)
+        examples = clips_of([query])[0].views[0].channels[0].prototypes
+        assert [one.itself for one in examples] == wanted
+
+
 def test_windows_of_a_recording_share_their_colours(result):
     quieter = change(result, spectrogram=result.spectrogram / 2, offset_s=5.0)
     first, second = clips_of([result, quieter])
