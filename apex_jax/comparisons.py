@@ -169,7 +169,8 @@ def twin(real: explanation.Explanation, fake: explanation.Explanation) -> Figure
         axes.set_title(f"{source}\n{plot.class_name(one)}", fontsize=plot.CAPTION)
         plot.colour_bar(image, axes, "dB")
     image = plot.difference(grid[0, 2], front_end, decibel)
-    grid[0, 2].set_title("difference\nvocoded less real", fontsize=plot.CAPTION)
+    ended = ", grey where one has ended" * bool(np.isnan(decibel).any())
+    grid[0, 2].set_title(f"difference{ended}\nvocoded less real", fontsize=plot.CAPTION)
     plot.colour_bar(image, grid[0, 2], "dB")
     plot.name_axes(grid, front_end)
     bottom.suptitle(

@@ -222,7 +222,7 @@ def test_what_does_not_go_together_is_refused(root):
     refused("--twin is for twin alone", "masking", run, clip=clip, twin=clip)
     refused("takes no --clip", "before-after", run, clip=clip)
     refused("name a --clip", "explained", run, offset_s=1.0)
-    refused("format of a picture", "explained", run, out=root / "figure.doc")
+    refused("must end in .png", "explained", run, out=root / "figure.doc")
     refused("target must be one of real, fake", "explained", run, target="loud")
     refused("another classifier", "methods", run, root / "other")
     refused("are both square", "methods", run, run)
@@ -238,7 +238,7 @@ def test_runs_that_lack_what_a_figure_needs(root, tmp_path, monkeypatch):
     with_changes(raw=None)
     refused("keeps no prototypes of the raw channels", "before-after", tmp_path)
     with_changes(front_end=None)
-    refused("made from feature maps", "explained", tmp_path)
+    refused("explains feature maps", "explained", tmp_path)
     alone = [dataclasses.replace(c, group=str(c.path)) for c in explainer.clips]
     with_changes(clips=alone)
     refused("no real clip beside its vocoded twin", "twin", tmp_path)

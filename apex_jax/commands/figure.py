@@ -87,7 +87,7 @@ class Config:
 def main(config: Config) -> Path:
     """Draws the figure, writes it, and returns its path."""
     _check(config)
-    explainers = [explain.load(run) for run in config.run]
+    explainers = [explain.load(run.expanduser()) for run in config.run]
     _check_same(config, explainers)
     make: dict[Kind, Callable[..., Figure]] = {
         "explained": _explained,
@@ -97,25 +97,22 @@ def main(config: Config) -> Path:
         "twin": _twin,
     }
     figure = make[config.kind](config, explainers)
-    out = config.out or config.run[0] / f"{config.kind}.png"
+    out = (config.out or config.run[0] / f"{config.kind}.png").expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=config.dpi)
-    runs.report("written to", str(out))
+    runs.say(f"{'written to':{runs.INDENT}}{out}")
     return out
 
 
 def _check(config: Config) -> None:
     """Raises for what cannot work before any work is done."""
-    for name in ("num_channels", "num_prototypes", "draws", "dpi"):
-        if (value := getattr(config, name)) < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must be at least 1; got {value}")
+    runs.check_least(
+        config, num_channels=1, num_prototypes=1, seed=0, num_samples=2, draws=1, dpi=1
+    )
     if not config.run:
         raise ValueError("--run must name a run's folder")
     if len(config.run) > 1 and config.kind not in ("methods", "masking"):
-        raise ValueError(
-            f"{config.kind} takes one --run; methods and masking take several"
-        )
+        raise ValueError(f"{config.kind} takes one --run; methods, masking several")
     if config.kind == "twin" and (config.clip is None) != (config.twin is None):
         raise ValueError("twin takes both files, --clip REAL --twin VOCODED, or none")
     if config.kind != "twin" and config.twin is not None:
@@ -126,21 +123,14 @@ def _check(config: Config) -> None:
         raise ValueError("--offset-s says where in --clip to start; name a --clip")
     formats = plot.figure((1.0, 1.0)).canvas.get_supported_filetypes()
     if config.out is not None and config.out.suffix[1:].lower() not in formats:
-        raise ValueError(
-            f"--out {config.out} must end in the format of a picture, such as .png, "
-            ".pdf or .svg"
-        )
+        raise ValueError(f"--out must end in .png, .pdf or .svg; got {config.out}")
 
 
 def _check_same(config: Config, explainers: Sequence[explain.Explainer]) -> None:
     """Raises unless several runs are of one classifier and of different schemes."""
     first, found = explainers[0], dict[schemes.Scheme, Path]()
     for run, one in zip(config.run, explainers, strict=True):
-        if one.front_end is None or one.kept is not None:
-            raise ValueError(
-                f"{run} was made from feature maps; figures take a run whose network "
-                "can be run on sounds"
-            )
+        runs.front_end_of(one)
         digests = [cache.weights_digest(e.classifier) for e in (first, one)]
         if digests[0] != digests[1] or one.front_end != first.front_end:
             raise ValueError(f"{run} explains another classifier than {config.run[0]}")
