@@ -28,24 +28,22 @@ def main(run: str, clip: str, target: str) -> None:
         CHANNELS, 6, left=0.06, right=0.99, bottom=0.22, top=0.84, hspace=0.35,
         wspace=0.42, width_ratios=[1.7, 1, 1, 1, 1, 1],
     )  # fmt: skip
-    spectrogram = apex.front_end.to_db(after.spectrogram)
     clip_axes = figure.add_subplot(grid[:, 0])
-    plot.spectrogram(clip_axes, apex.front_end, spectrogram)
+    plot.spectrogram(clip_axes, apex.front_end, after.spectrogram)
+    plot.name_axes(np.array([[clip_axes]]), apex.front_end)
     clip_axes.set_title("a clip", fontsize=11)
 
     heat_axes = []
     for row, (old, new) in enumerate(zip(before.channels, after.channels, strict=True)):
         for column, channel in ((1, old), (2, new)):
             axes = figure.add_subplot(grid[row, column])
-            plot.spectrogram(axes, apex.front_end, channel.heatmap, labels=False)
-            axes.images[0].set(cmap="gray", clim=(0, 1))
+            plot.heatmap(axes, apex.front_end, channel.heatmap)
             if column == 2:
                 plot.areas(axes, channel.areas)
             heat_axes.append(axes)
         for column, prototype in enumerate(new.prototypes, start=3):
             axes = figure.add_subplot(grid[row, column])
-            values = apex.front_end.to_db(prototype.spectrogram)
-            plot.spectrogram(axes, apex.front_end, values, labels=False)
+            plot.spectrogram(axes, apex.front_end, prototype.spectrogram)
             plot.areas(axes, prototype.areas)
             axes.set_title(f"training clip, {prototype.class_name}", fontsize=8, pad=3)
             heat_axes.append(axes)
