@@ -68,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit status.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    name, *rest = arguments or ["--help"]
+    given = sys.argv[1:] if arguments is None else arguments
+    name, *rest = list(given) or ["--help"]
     if name in ("-h", "--help"):
         return _say(_usage())
     if name == "--version":
@@ -87,7 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         return _fail(f"{name}: {error}", 1)
     except KeyboardInterrupt:
-        return _fail(f"{name}: interrupted", 130)
+        status = _fail(f"{name}: interrupted", 130)
+        if arguments is None:
+            # Devices and readers may be at work still: when the interpreter is taken
+            # down beneath them, they crash.
+            sys.stdout.flush()
+            os._exit(status)
+        return status
 
 
 def _run(name: str, arguments: list[str]) -> int:

@@ -132,11 +132,11 @@ def front_end(
             )
         else:
             choose("sample_rate", rate, f"as {count} of {len(rates)} files")
-        median = float(np.median(seconds))
+        median = float(f"{np.median(seconds):.2g}")
         if median > MAX_CLIP_S:
-            choose("clip_s", MAX_CLIP_S, f"at most; the files' median is {median:.2f}")
+            choose("clip_s", MAX_CLIP_S, f"at most; the files' median is {median:g}")
         else:
-            choose("clip_s", float(f"{median:.2g}"), "as the files' median")
+            choose("clip_s", median, "as the files' median")
     rate, samples = chosen["sample_rate"], chosen["sample_rate"] * chosen["clip_s"]
     powers = [2**power for power in range(6, 15)]
     n_fft = min(powers, key=lambda n: abs(n - WINDOW_S * rate))

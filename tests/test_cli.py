@@ -86,6 +86,25 @@ def test_a_reader_that_stops_reading_is_no_error_to_speak_of():
     assert (done.returncode, done.stdout, done.stderr) == (1, "0\n", "")
 
 
+def test_ctrl_c_ends_the_process_without_taking_it_down():
+    """Not even `atexit` runs: what threads are doing must not crash them."""
+    code = (
+        "import atexit, os, signal, sys, types; from apex_jax import cli\n"
+        "sys.modules['slow'] = slow = types.ModuleType('slow')\n"
+        "def main(config): os.kill(os.getpid(), signal.SIGINT)\n"
+        "slow.Config, slow.main = cli.Command, main\n"
+        "cli.COMMANDS['slow'] = cli.Command(module='slow', summary='')\n"
+        "atexit.register(print, 'taken down')\n"
+        "sys.argv = ['apex-jax', 'slow', '--module', 'x', '--summary', 'y']\n"
+        "sys.exit(cli.main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert (done.stdout, done.stderr) == ("", "apex-jax slow: interrupted\n")
+
+
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
     def main(config):
         raise TypeError("ours")

@@ -109,9 +109,9 @@ def main(config: Config) -> list[explanation.Explanation]:
                     raise
                 skip_log.add(error)
     if not found:
-        reasons = "; ".join(reason for _, reason in skip_log.entries()[:1])
+        path, reason = skip_log.entries()[0]
         raise ValueError(
-            f"none of the {len(files)} files could be explained; the first is {reasons}"
+            f"none of the {len(files)} files could be explained; {path}: {reason}"
         )
     # Written before anything is said: whoever reads along may stop reading.
     config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +217,8 @@ def _say(
         if one.source != source:
             source = one.source
             runs.say(report.readable(source))
-        start, end = one.offset_s, one.offset_s + clip_s
+        start = one.offset_s
+        end = start + (clip_s if one.sound_s is None else one.sound_s)
         predicted = one.class_names[one.predicted]
         what = report.readable(one.class_name)
         likely = report.percent(float(one.probabilities[one.target]))
