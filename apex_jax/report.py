@@ -2,7 +2,7 @@
 
 In come `Explanation`s: of one clip or many, of one class or several, of one scheme or
 method or several of the same classifier. Out goes a file that a browser opens from
-disk, without a network. `page` computes what it says, `templates/report.html` lays it
+disk, without a network. `pages/page` computes what it says, a template lays it
 out, and its script does no more than play, switch and move the playhead.
 """
 
@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apex_jax import embed, explanation, overview, page, picture, schemes
+from apex_jax import explanation, schemes
+from apex_jax.pages import embed, overview, page, picture
 
 # jinja2 is imported where it is used: `--help` must not pay for it.
 
@@ -163,7 +164,7 @@ def _render(**content: Any) -> str:
         return value
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("apex_jax"),
+        loader=jinja2.PackageLoader("apex_jax.pages"),
         autoescape=True,
         finalize=finalize,
         undefined=jinja2.StrictUndefined,
@@ -171,7 +172,7 @@ def _render(**content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "number": page.number}
-    templates = importlib.resources.files("apex_jax") / "templates"
+    templates = importlib.resources.files("apex_jax.pages") / "templates"
     style, script = (
         (templates / name).read_text("utf-8") for name in ("report.css", "report.js")
     )

@@ -9,7 +9,8 @@ import pytest
 import soundfile
 import test_report
 
-from apex_jax import embed, listen, picture
+from apex_jax import listen
+from apex_jax.pages import embed, picture
 
 
 @pytest.fixture
@@ -111,3 +112,17 @@ def test_no_sound_where_there_is_none(result):
     assert embed.Store().player(given) is None
     unknown = dataclasses.replace(result, front_end=None)
     assert embed.Store().player(unknown) is None
+
+
+def test_a_rate_that_flac_does_not_know_costs_its_players_only(result):
+    """FLAC counts hertz in 16 bits, above that in tens."""
+    store = embed.Store()
+    odd = dataclasses.replace(
+        result,
+        source="waveform",
+        waveform=np.zeros(70001, np.float32),
+        sample_rate=70001,
+    )
+    player = store.player(odd)
+    assert not player.id
+    assert "70001" in player.problem

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import test_report
 
-from apex_jax import embed, page
+from apex_jax.pages import embed, page
 
 
 @pytest.fixture(scope="module")

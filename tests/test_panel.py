@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import test_report
 
-from apex_jax import embed, explanation, panel, picture, schemes
+from apex_jax import explanation, schemes
+from apex_jax.pages import embed, panel, picture
 
 SHAPE = test_report.FRONT_END.shape
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apex_jax import frontend, picture, schemes
+from apex_jax import frontend, schemes
+from apex_jax.pages import picture
 
 FRONT_END = frontend.FrontEnd(sample_rate=8000, clip_s=1.0, n_fft=512, hop_length=256)
 

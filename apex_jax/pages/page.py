@@ -15,7 +15,8 @@ from pathlib import PurePath
 
 import numpy as np
 
-from apex_jax import embed, explanation, panel, picture
+from apex_jax import explanation
+from apex_jax.pages import embed, panel, picture
 
 METHODS = {"apex": "APEX", "grad-cam": "Grad-CAM", "lime": "LIME"}
 MOST_CLASSES = 8  # listed with their probabilities; the rest is summed up

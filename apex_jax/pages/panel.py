@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from apex_jax import embed, explanation, picture
+from apex_jax import explanation
+from apex_jax.pages import embed, picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from apex_jax import page, picture, ticks
+from apex_jax import ticks
+from apex_jax.pages import page, picture
 
 MOST_LANES = 8  # classes whose course is shown
 

@@ -123,8 +123,12 @@ class Store:
             # The region alone can be far too quiet to hear; the page says how much
             # louder it was made.
             sound = listen.region(sound, areas, amplify=True)
+        try:
+            flac = listen.to_flac(_sixteen_bits(sound))
+        except ValueError as error:  # a sample rate that FLAC does not know
+            return Player(problem=str(error))
         name = f"sound-{len(self.sounds)}"
-        self.sounds[name] = _base64(listen.to_flac(_sixteen_bits(sound)))
+        self.sounds[name] = _base64(flac)
         return Player(
             id=name,
             start_s=sound.start_s,
