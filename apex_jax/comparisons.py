@@ -244,7 +244,5 @@ def _pixels(result: explanation.Explanation) -> np.ndarray:
 
 
 def _says(result: explanation.Explanation) -> str:
-    said = f"predicted {plot.class_name(result, result.predicted)}"
-    if result.target != result.predicted:
-        said += f", explained {plot.class_name(result)}"
-    return f"{plot.name(result.source, 60, result.offset_s)}: {said}"
+    source = plot.name(result.source, 60, result.offset_s)
+    return f"{source}: {plot.verdict(result)}"

@@ -32,15 +32,18 @@ def explained(result: explanation.Explanation, *, num_prototypes: int = 4) -> Fi
       num_prototypes: of each kind, drawn beside a channel, at most.
     """
     rows = len(result.channels)
-    blocks = [("in this clip", 1 + (result.spectrogram is not None))]
-    shown = {
-        "most": [c.prototypes[:num_prototypes] for c in result.channels],
-        "least": [c.negatives[:num_prototypes] for c in result.channels],
-    }
-    for kind, prototypes in shown.items():
+    # Heading, columns, and for each channel the training clips, in the clip none.
+    blocks: list[tuple[str, int, list[tuple[explanation.Prototype, ...]]]] = [
+        ("in this clip", 1 + (result.spectrogram is not None), [])
+    ]
+    for kind, prototypes in (
+        ("most", [c.prototypes[:num_prototypes] for c in result.channels]),
+        ("least", [c.negatives[:num_prototypes] for c in result.channels]),
+    ):
         if columns := max(map(len, prototypes), default=0):
-            blocks.append((f"training clips that excite the channel {kind}", columns))
-    widths = [columns for _, columns in blocks]
+            heading = f"training clips that excite the channel {kind}"
+            blocks.append((heading, columns, prototypes))
+    widths = [columns for _, columns, _ in blocks]
     size = (max(10.0, plot.WIDTH * sum(widths)), 3.4 + plot.HEIGHT * rows)
     figure = plot.figure(size)
     ratios = [3.0, size[1] - 3.0]
@@ -48,29 +51,25 @@ def explained(result: explanation.Explanation, *, num_prototypes: int = 4) -> Fi
     _summary(head, result)
 
     parts = body.subfigures(1, len(blocks), width_ratios=widths, squeeze=False)[0]
-    for part, (heading, columns) in zip(parts, blocks, strict=True):
+    for part, (heading, columns, prototypes) in zip(parts, blocks, strict=True):
         part.suptitle(heading, fontsize=plot.TITLE - 1)
         grid = part.subplots(rows, columns, squeeze=False)
-        plot.name_axes(grid, result.front_end, up=part is parts[0])
+        plot.name_axes(grid, result.front_end, up=not prototypes)
         for i, line in enumerate(grid):
-            if part is parts[0]:
+            if not prototypes:
                 _channel(line, result, result.channels[i])
                 continue
-            ones = shown[heading.rsplit(" ", 1)[1]][i]
-            for axes, one in zip(line, ones, strict=False):
+            for axes, one in zip(line, prototypes[i], strict=False):
                 plot.prototype(axes, result.front_end, result.scheme, one)
-            for axes in line[len(ones) :]:
+            for axes in line[len(prototypes[i]) :]:
                 axes.set_axis_off()
     return figure
 
 
 def _summary(part: SubFigure, result: explanation.Explanation) -> None:
     """What the classifier says, and the contributions of the channels shown."""
-    said = f"predicted {plot.class_name(result, result.predicted)}"
-    if result.target != result.predicted:
-        said += f", explained {plot.class_name(result)}"
     source = plot.name(result.source, 60, result.offset_s)
-    part.suptitle(f"{source}\n{said}", fontsize=plot.TITLE)
+    part.suptitle(f"{source}\n{plot.verdict(result)}", fontsize=plot.TITLE)
     if result.spectrogram is None:
         right = part.subplots()
     else:

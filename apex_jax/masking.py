@@ -59,7 +59,7 @@ class Hidden:
 
     Attributes:
       scheme: where the region lies.
-      learned: the scheme under which U was learned.
+      learned: that of U.
       areas: the region.
       mask: what hides it, soft at the edges, `[F_in, T_in]`.
       spectrogram: what is left, `[F_in, T_in]`.
@@ -272,13 +272,9 @@ def hide(
     transform, pooled = explainer.transform, jnp.mean(seen.views.rows, axis=0)
     share = evidence.contributions(explainer.head, transform(pooled), jnp.int32(target))
     direction = transform.matrix[jnp.argmax(share)]
-    keys = jax.random.split(key, draws)
-    locations = jnp.concatenate(
-        [
-            schemes.locate(scheme, seen.views, direction)[None],
-            jax.vmap(grid.random_location)(keys),
-        ]
-    )
+    own = schemes.locate(scheme, seen.views, direction)
+    random = jax.vmap(grid.random_location)(jax.random.split(key, draws))
+    locations = jnp.concatenate([own[None], random])
     masks = jax.vmap(functools.partial(grid.mask, scheme, blur=BLUR))(locations)
     copies = jnp.broadcast_to(jnp.asarray(seen.spectrogram), masks.shape)
     left = list(np.asarray(attenuate(front_end, copies, masks)))

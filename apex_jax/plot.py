@@ -249,6 +249,14 @@ def class_name(result: explanation.Explanation, index: int | None = None) -> str
     return f"{name} ({100 * result.probabilities[index]:.1f} %)"
 
 
+def verdict(result: explanation.Explanation) -> str:
+    """What the classifier predicts, and the class explained if it is another."""
+    said = f"predicted {class_name(result, result.predicted)}"
+    if result.target != result.predicted:
+        said += f", explained {class_name(result)}"
+    return said
+
+
 def channel_name(result: explanation.Explanation, channel: explanation.Channel) -> str:
     """The channel's number; the method's name where it has none."""
     if channel.index is not None:

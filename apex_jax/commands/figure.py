@@ -157,9 +157,9 @@ def _explain(
     explainer: explain.Explainer,
     sound: look.Sound,
     offset_s: float,
-    *,
     num_channels: int = 1,
     num_prototypes: int = 1,
+    *,
     target: str | None = None,
 ) -> explanation.Explanation:
     return explainer.explain(
@@ -172,14 +172,10 @@ def _explain(
 
 def _explained(config: Config, explainers: Sequence[explain.Explainer]) -> Figure:
     (explainer,) = explainers
-    result = _explain(
-        config,
-        explainer,
-        *_look(config, explainer),
-        num_channels=config.num_channels,
-        num_prototypes=config.num_prototypes,
-    )
-    return figures.explained(result, num_prototypes=config.num_prototypes)
+    sound, offset_s = _look(config, explainer)
+    channels, num = config.num_channels, config.num_prototypes
+    result = _explain(config, explainer, sound, offset_s, channels, num)
+    return figures.explained(result, num_prototypes=num)
 
 
 def _before_after(config: Config, explainers: Sequence[explain.Explainer]) -> Figure:
