@@ -145,6 +145,27 @@ def test_train_refuses(root, trained, capsys):
     )
 
 
+def test_clips_with_offsets_are_not_cropped_at_random(root, capsys, monkeypatch):
+    seen = []
+
+    def fit(model, clips, *_, config, **__):
+        seen.append(config.random_crop)
+        return model, [train.Epoch(epoch=1, train_loss=1.0, validation_loss=1.0,
+                                   validation_accuracy=1.0)]  # fmt: skip
+
+    monkeypatch.setattr(train, "fit", fit)
+    rows = [f"{name}/{name}{n}.wav,{name},0.{n % 2}\n"
+            for name in TONES for n in range(10)]  # fmt: skip
+    manifest = root / "sounds" / "offsets.csv"
+    manifest.write_text("path,label,offset_s\n" + "".join(rows))
+    run("train", "--data", manifest, "--out", root / "offsets", *TRAIN)
+    manifest.unlink()
+    assert seen == [False]
+    assert "the manifest says where clips start" in capsys.readouterr().out
+    config = json.loads((root / "offsets" / "config.json").read_text())
+    assert config["train"]["random_crop"] is False
+
+
 def test_missing_options_are_usage_errors(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", "--out", "x"])

@@ -70,28 +70,13 @@ def main(config: Config) -> dict[str, Any]:
     runs.check_least(config, seed=0)
     stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
     mesh = mesh_lib.make()
-    # What runs, wherever it is looked at from.
-    config = dataclasses.replace(config, data=config.data.expanduser().resolve())
     with stages("data"):
         found = dataset.read(config.data, shares=config.split, skip_log=skip_log)
         runs.report("data", str(found), *found.notes)
-        if len(found.class_names) < 2:
-            raise ValueError(
-                f"{config.data} has one class, {found.class_names[0]}; a classifier "
-                "needs two or more"
-            )
-        if not (found.clips.train and found.clips.validation):
-            raise ValueError(
-                f"{config.data}: {found}; training needs clips to train on and to "
-                "validate on"
-            )
+        _check(found, config.data)
+        config = _resolved(config, found)
         runs.claim(config.out, config, command="train")
         front_end = _front_end(config, found, skip_log)
-    if config.train.random_crop and any(clip.offset_s for clip in found.clips.train):
-        runs.report("crops", "none at random: the manifest says where clips start")
-        steady = dataclasses.replace(config.train, random_crop=False)
-        config = dataclasses.replace(config, train=steady)
-
     with stages("train"):
         model, epochs = _train(config, found, front_end, mesh, skip_log)
     best = min(epochs, key=lambda epoch: epoch.validation_loss)
@@ -138,6 +123,30 @@ def main(config: Config) -> dict[str, Any]:
     then = f"apex-jax fit --weights {config.out} --out NAME"
     runs.report_end(config.out, skip_log, stages, then)
     return results
+
+
+def _check(found: dataset.Dataset, source: Path) -> None:
+    """Raises for data that no classifier can be trained on."""
+    if len(found.class_names) < 2:
+        raise ValueError(
+            f"{source} has one class, {found.class_names[0]}; a classifier needs two "
+            "or more"
+        )
+    if not (found.clips.train and found.clips.validation):
+        raise ValueError(
+            f"{source}: {found}; training needs clips to train on and to validate on"
+        )
+
+
+def _resolved(config: Config, found: dataset.Dataset) -> Config:
+    """What runs, wherever it is looked at from."""
+    training_config = config.train
+    if training_config.random_crop and any(c.offset_s for c in found.clips.train):
+        runs.report("crops", "none at random: the manifest says where clips start")
+        training_config = dataclasses.replace(training_config, random_crop=False)
+    return dataclasses.replace(
+        config, data=config.data.expanduser().resolve(), train=training_config
+    )
 
 
 def _front_end(
