@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 REAL = "real"  # the class of clips that no vocoder made
 Kind = Literal["explained", "before-after", "methods", "masking", "twin"]
+# The help texts say what happens without them.
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Class = Annotated[str | None, tyro.conf.arg(metavar="CLASS", help_behavior_hint="")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,19 +49,17 @@ class Config:
     """Draws a figure of the paper from a finished run.
 
     Attributes:
-      kind: explained: a clip, its top channels and their prototypes. before-after:
-        prototypes of channels before and after the optimisation (Fig. 3). methods:
-        APEX beside Grad-CAM and LIME (Fig. 4). masking: what each scheme hides, and
-        what it does to the probability (Fig. 5). twin: a real clip, its vocoded twin
-        and their difference (Fig. 6).
-      run: a run's folder; several of the same classifier, each with its own scheme,
-        for methods and masking.
-      out: the picture; the name's ending decides the format. By default KIND.png in
-        the run's folder.
-      clip: a sound file to explain; for twin, the real one.
-      twin: the vocoded file.
+      kind: a clip, its channels and their prototypes; prototypes before and after the
+        optimisation (Fig. 3); APEX beside Grad-CAM and LIME (4); what each scheme
+        hides and what it does (5); a real clip and its vocoded twin (6).
+      run: a run's folder; for methods and masking several, of one classifier, each
+        with its own scheme.
+      out: the picture, .png, .pdf or .svg; by default KIND.png in the run's folder.
+      clip: a sound file; by default a training clip of the run. For twin, the real.
+      twin: its vocoded twin.
       offset_s: where in the file the clip starts, in seconds.
-      target: name of the class to explain; by default the predicted one.
+      target: the class to explain; by default the predicted one, for twin the
+        vocoded.
       num_channels: channels shown.
       num_prototypes: prototypes shown of each.
       seed: of LIME's samples and of the random regions.
@@ -71,11 +72,11 @@ class Config:
     run: Annotated[
         tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="DIR")
     ]
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    clip: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    twin: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    out: File = None
+    clip: File = None
+    twin: File = None
     offset_s: float = 0.0
-    target: str | None = None
+    target: Class = None
     num_channels: int = 4
     num_prototypes: int = 3
     seed: int = 0
