@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from apex_jax import disentangle, purity, schemes
+from apex_jax import disentangle, purity, ranking, schemes
 from apex_jax import features as features_lib
 from apex_jax import mesh as mesh_lib
 
@@ -85,14 +85,14 @@ def top_clips(
 
     def candidates(transform, pooled):
         first = jax.lax.axis_index(mesh_lib.AXIS) * len(pooled)
-        ranked = direction * transform(pooled).T
-        padding = first + jnp.arange(len(pooled)) >= num_clips
-        # top_k puts 0 before -0: without the sign they tie as equals.
-        ranked = jnp.where(ranked == 0, 0.0, ranked)
-        ranked = jnp.where(padding[None, :], -jnp.inf, ranked)
-        # top_k gives equal values in order of position, and devices hold
-        # consecutive clips: joined in device order, ties still go to the lowest.
-        values, local = jax.lax.top_k(ranked, min(num, len(pooled)))
+        # Equal scores go to the lowest position, and devices hold consecutive clips:
+        # joined in device order, ties still go to the lowest.
+        values, local = ranking.best(
+            direction * transform.matrix,
+            pooled - transform.centre[None, :],
+            num_clips - first,
+            min(num, len(pooled)),
+        )
         return values, local + first
 
     values, positions = jax.shard_map(
