@@ -130,7 +130,8 @@ class Explainer:
         if self.kept is not None:
             views = self.kept.views
             return views.rows.shape[1], views.columns.shape[1]
-        spectrogram = jax.ShapeDtypeStruct((1, *self.input_shape), jnp.float32)
+        shape = (1, *self._front_end().shape)
+        spectrogram = jax.ShapeDtypeStruct(shape, jnp.float32)
         feature_map, _ = jax.eval_shape(
             lambda classifier, spectrogram: classifier(spectrogram),
             self.classifier,
@@ -249,15 +250,21 @@ class Explainer:
           AudioError: the recording, or a prototype's file, cannot be used.
           ValueError: `hop_s` is not positive, or see `__call__`.
         """
+        offsets = self.offsets(path, hop_s=hop_s)
+        for seen in self._looks([(path, at) for at in offsets], None):
+            for one in self._positive(seen) if positives else (target,):
+                yield self.explain(seen, target=one, **options)
+
+    def offsets(
+        self, path: str | os.PathLike, *, hop_s: float | None = None
+    ) -> list[float]:
+        """Where the windows of a recording start, in seconds; see `windows`."""
         clip_s = self._front_end().clip_s
         hop_s = clip_s if hop_s is None else hop_s
         if not hop_s > 0:
             raise ValueError(f"hop_s must be positive seconds; got {hop_s}")
         last_s = max(0.0, audio.duration(Path(path)) - clip_s / 2)
-        offsets = hop_s * np.arange(int(last_s / hop_s + 1e-6) + 1)
-        for seen in self._looks([(path, float(at)) for at in offsets], None):
-            for one in self._positive(seen) if positives else (target,):
-                yield self.explain(seen, target=one, **options)
+        return [n * hop_s for n in range(int(last_s / hop_s + 1e-6) + 1)]
 
     def from_map(
         self,

@@ -710,3 +710,8 @@ def test_a_prototype_whose_file_has_gone(explainer, tmp_path):
     ]
     with pytest.raises(audio.AudioError, match="missing; expected a sound file"):
         dataclasses.replace(explainer, clips=clips)(explainer.clips[0].path)
+
+
+def test_an_explainer_that_knows_no_shape(explainer):
+    with pytest.raises(ValueError, match="no front end"):
+        _ = dataclasses.replace(explainer, front_end=None).map_shape

@@ -97,6 +97,7 @@ def test_importing_every_module_loads_nothing_heavy():
     names = [f"apex_jax.{m.replace('/', '.')}" for m in modules()]
     never = ["torch", "tensorflow", "tensorflow_datasets", "transformers"]
     late = ["matplotlib", "sklearn", "librosa", "soundfile", "safetensors", "grain"]
+    late += ["lime", "skimage", "jinja2", "playwright"]
     heavy = never + late
     code = (
         "import importlib, sys\n"

@@ -15,9 +15,6 @@ import test_cache
 from apex_jax import audio, superpixels
 from apex_jax import classifier as classifier_lib
 
-pytest.importorskip("lime")
-pytest.importorskip("skimage")
-
 F, T, CELL = 3, 4, 8
 FRONT_END = test_cache.FRONT_END  # 24 rows x 32 frames
 SHAPE = FRONT_END.shape

@@ -92,7 +92,7 @@ def main(config: Config) -> list[explanation.Explanation]:
     clip_s = float(runs.front_end_of(explainers[0]).clip_s)
     skip_log = data.SkipLog(strict=config.strict)
     files = list(_files(config.clips))
-    total = sum(_windows(files, clip_s, config)) * len(explainers)
+    total = sum(_windows(files, explainers[0], config)) * len(explainers)
     if total > MOST:
         raise ValueError(
             f"{total} clips and windows to explain; a page holds {MOST}: name fewer "
@@ -177,12 +177,13 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         yield from inside
 
 
-def _windows(files: Sequence[Path], clip_s: float, config: Config) -> Iterator[int]:
-    """About how many windows each file has; files that cannot be read have none."""
+def _windows(
+    files: Sequence[Path], explainer: explain.Explainer, config: Config
+) -> Iterator[int]:
+    """How many windows each file has; files that cannot be read have none."""
     for file in files:
         with contextlib.suppress(audio.AudioError):
-            last_s = audio.duration(file) - clip_s / 2
-            yield 1 + int(max(0.0, last_s) / (config.hop_s or clip_s))
+            yield len(explainer.offsets(file, hop_s=config.hop_s))
 
 
 def _explain(
