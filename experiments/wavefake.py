@@ -43,9 +43,11 @@ from apex_jax import (
 from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
-from experiments import demo_corpus, vocoders, wavefake_corpus
+from experiments import wavefake_corpus
 from experiments import wavefake_evaluation as evaluation
 from experiments import wavefake_report as report
+
+# The demo's synthesiser is imported where it is used: `--help` must not pay for it.
 
 HELP = """Explains a detector of vocoded speech with APEX.
 
@@ -281,6 +283,8 @@ def _copy(root: Path) -> wavefake_corpus.Corpus:
 
 def _demo(config: Config, root: Path) -> wavefake_corpus.Corpus:
     """Writes the demo corpus: what the run will need of it, and no more."""
+    from experiments import demo_corpus, vocoders
+
     names = [f"{n:04d}" for n in range(config.demo_utterances)]
     tested = wavefake_corpus.held_out(
         names, config.test_sentences, config.validation_sentences
@@ -303,6 +307,8 @@ def _demo(config: Config, root: Path) -> wavefake_corpus.Corpus:
 def _train_on(config: Config, corpus: wavefake_corpus.Corpus | None) -> str:
     if corpus is not None:
         return corpus.vocoder(config.train_on or "hifiGAN")
+    from experiments import vocoders
+
     name = config.train_on or DEMO_TRAIN_ON
     if name not in vocoders.VOCODERS:
         raise ValueError(
