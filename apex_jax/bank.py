@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
@@ -41,12 +43,27 @@ class Bank:
       sign: whether `activation` is largest or smallest.
     """
 
-    clip: jax.Array
+    clip: jax.Array | np.ndarray
     activation: jax.Array
     location: jax.Array
     purity: jax.Array
     scheme: schemes.Scheme = dataclasses.field(metadata={"static": True})
     sign: Sign = dataclasses.field(metadata={"static": True})
+
+
+def packed(banks: Sequence[Bank]) -> tuple[np.ndarray, list[Bank]]:
+    """The clips that banks point to, and the banks counting only those.
+
+    Returns:
+      Positions of the clips, ascending, and a bank for each of `banks`.
+    """
+    used = np.unique(np.concatenate([np.asarray(one.clip).ravel() for one in banks]))
+    return used, [
+        dataclasses.replace(
+            one, clip=np.searchsorted(used, np.asarray(one.clip)).astype(np.int32)
+        )
+        for one in banks
+    ]
 
 
 @functools.partial(jax.jit, static_argnames=("num", "num_clips", "sign", "mesh"))
@@ -200,6 +217,9 @@ def build(
       num_prototypes: a channel's; all clips where there are fewer.
       sign: "positive" for the clips that excite a channel most.
       mesh: where the features live.
+
+    Returns:
+      The bank, whole on every host.
     """
     clip, mean = top_clips(
         transform,
@@ -211,11 +231,13 @@ def build(
     )
     location, score = measure(transform, features.views, clip, scheme=scheme, mesh=mesh)
     num_freq, num_time = features.map_shape
-    return Bank(
-        clip=clip,
-        activation=mean * (num_freq * num_time),
-        location=location,
-        purity=score,
-        scheme=scheme,
-        sign=sign,
+    return mesh_lib.to_host(
+        Bank(
+            clip=clip,
+            activation=mean * (num_freq * num_time),
+            location=location,
+            purity=score,
+            scheme=scheme,
+            sign=sign,
+        )
     )

@@ -1,10 +1,14 @@
 """The backbone once per clip, kept on disk.
 
 In come a classifier, clips and a front end; out come `Features` and the clips that
-could be read. On disk a cache is a folder of NumPy shards beside `cache.json`, which
-holds the fingerprint of everything the features depend on, each shard's checksum and
-the clips that were skipped. A cache that other weights, settings or clips made is
-refused. An interrupted build goes on after its last finished shard.
+could be read. On disk a cache is a folder: `cache.json` holds the fingerprint of
+everything the features depend on and how many consecutive clips a shard covers, and
+each shard, a NumPy file, holds the features of its clips and what was skipped.
+
+A shard appears whole or not at all and depends on no other one. So an interrupted
+build goes on from the finished shards, and several processes fill one cache in a
+folder that all of them see, each its own shards on its own devices; who reads it later
+need not be as many. A cache that other weights, settings or clips made is refused.
 """
 
 from __future__ import annotations
@@ -14,23 +18,24 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from apex_jax import audio, data, disentangle, progress, schemes
+from apex_jax import audio, data, disentangle, hosts, progress, schemes
 from apex_jax import classifier as classifier_lib
 from apex_jax import features as features_lib
 from apex_jax import mesh as mesh_lib
 
-VERSION = 1
+VERSION = 2
 SHARD_BYTES = 64 * 2**20
 
 # "marginals" serves the time, frequency and time-frequency schemes; "maps" all four.
@@ -43,7 +48,13 @@ class CacheError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cached:
-    """Features on the host and the clips they belong to, in the same order."""
+    """Features and the clips they belong to, in the same order.
+
+    Attributes:
+      features: pooled vectors and logits on every host, NumPy; views spread over a
+        mesh and padded beyond the clips.
+      clips: those that could be read.
+    """
 
     features: features_lib.Features
     clips: tuple[data.Clip, ...]
@@ -86,13 +97,15 @@ def stream(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """One pass of the backbone over clips, batch by batch.
 
+    Of several processes each runs all of `clips`, on its own devices.
+
     Args:
       classifier: the network.
       clips: in the order wanted.
       front_end: settings of the spectrogram.
       content: whether whole maps are kept.
-      batch_size: clips a step over all devices, rounded up to a multiple of them.
-      mesh: devices the batches are spread over.
+      batch_size: clips a step, rounded up to a multiple of the devices.
+      mesh: devices the batches are spread over; of those, this process's own.
       skip_log: notes the clips that cannot be read, which are left out.
       on_progress: told how many clips are done.
 
@@ -101,13 +114,38 @@ def stream(
       `[n, classes]`, rows `[n, F, chan]`, columns `[n, T, chan]`, and for "maps"
       cells `[n, F, T, chan]`. `n` is at most the batch size.
     """
+    for index, valid, arrays in _run(
+        classifier,
+        clips,
+        front_end,
+        content=content,
+        batch_size=batch_size,
+        mesh=mesh,
+        skip_log=skip_log,
+        on_progress=on_progress,
+    ):
+        yield index[valid], {name: array[valid] for name, array in arrays.items()}
+
+
+def _run(
+    classifier: classifier_lib.Classifier,
+    clips: Sequence[data.Clip],
+    front_end: audio.FrontEnd,
+    *,
+    content: Content,
+    batch_size: int,
+    mesh: Mesh,
+    skip_log: data.SkipLog,
+    on_progress: progress.OnProgress,
+) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
+    """Positions, which of them could be read, and arrays; batch by batch, in order."""
+    mesh = mesh_lib.local(mesh)
     front_end.check_devices(mesh.size)
     classifier = mesh_lib.replicate(classifier, mesh)
     pending: collections.deque = collections.deque()
 
-    def finish() -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def finish() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         batch, (pooled, logits, views) = pending.popleft()
-        valid = batch["valid"]
         arrays = {
             "pooled": pooled,
             "logits": logits,
@@ -116,10 +154,13 @@ def stream(
         }
         if views.cells is not None:
             arrays["cells"] = views.cells
-        on_progress(int((batch["index"] >= 0).sum()))
-        return batch["index"][valid], {
-            k: np.asarray(v)[valid] for k, v in arrays.items()
-        }
+        clip = batch["index"] >= 0
+        on_progress(int(clip.sum()))
+        return (
+            batch["index"][clip],
+            batch["valid"][clip],
+            {name: np.asarray(array)[clip] for name, array in arrays.items()},
+        )
 
     for batch in data.batches(
         clips,
@@ -220,25 +261,45 @@ def build(
     mesh = mesh_lib.make() if mesh is None else mesh
     skip_log = data.SkipLog(strict=True) if skip_log is None else skip_log
     expected = fingerprint(classifier, clips, front_end)
-    index = _open_index(directory, expected, content)
-    for path, reason in index["skipped"]:
-        skip_log.add(audio.AudioError(path, reason))
-
-    done = index["clips_done"]
-    if done < len(clips):
-        on_progress(done)
+    index = _read_index(directory, expected, content)
+    if index is None:
+        directory.mkdir(parents=True, exist_ok=True)
+        index = {
+            "version": VERSION,
+            "fingerprint": expected,
+            "content": content,
+            "clips": len(clips),
+            "shard_clips": _shard_clips(
+                classifier, len(clips), front_end, content, batch_size, mesh
+            ),
+        }
+    # Before any process writes: what is finished is the same to all of them.
+    finished = {n for n in _shards(index) if _is_finished(directory, index, n)}
+    for number in finished:
+        _tell_skipped(directory, number, skip_log)
+    hosts.barrier("cache opened")
+    shards = _shards(index)
+    own = [shards[i] for i in hosts.share(len(shards)) if shards[i] not in finished]
+    if own:
+        on_progress(sum(len(_clips_of(index, number)) for number in finished))
         _fill(
             directory,
             index,
+            own,
             classifier,
             clips,
             front_end,
-            batch_size=batch_size,
+            batch_size=-(-batch_size // jax.process_count()),
             mesh=mesh,
             skip_log=skip_log,
             on_progress=on_progress,
         )
-    return _load(directory, index, clips, content)
+    _write_index(directory, index)
+    hosts.barrier("cache filled")
+    if jax.process_count() > 1:
+        for number in shards:
+            _tell_skipped(directory, number, skip_log)
+    return _load(directory, index, clips, content, mesh)
 
 
 def load(
@@ -248,46 +309,50 @@ def load(
     front_end: audio.FrontEnd,
     *,
     content: Content = "marginals",
+    mesh: Mesh | None = None,
 ) -> Cached:
-    """Loads a finished cache.
+    """Loads a finished cache, whatever number of processes made it.
+
+    Args:
+      directory: the cache's folder.
+      classifier: the network.
+      clips: what was cached, in order.
+      front_end: settings of the spectrogram.
+      content: what is needed of it.
+      mesh: devices the views go to; None for all.
 
     Raises:
       CacheError: it is missing, unfinished, damaged or made from something else.
     """
     directory = Path(directory)
-    if not (directory / "cache.json").exists():
-        raise CacheError(f"no feature cache in {directory}; make it with cache.build")
+    mesh = mesh_lib.make() if mesh is None else mesh
     expected = fingerprint(classifier, clips, front_end)
-    index = _open_index(directory, expected, content)
-    if index["clips_done"] < len(clips):
+    index = _read_index(directory, expected, content)
+    if index is None:
+        raise CacheError(f"no feature cache in {directory}; make it with cache.build")
+    finished = [n for n in _shards(index) if _is_finished(directory, index, n)]
+    if len(finished) < len(_shards(index)):
+        done = sum(len(_clips_of(index, number)) for number in finished)
         raise CacheError(
-            f"the cache in {directory} was interrupted after {index['clips_done']} of "
+            f"the cache in {directory} was interrupted after {done} of "
             f"{len(clips)} clips; cache.build finishes it"
         )
-    return _load(directory, index, clips, content)
+    return _load(directory, index, clips, content, mesh)
 
 
-def _open_index(
+def _read_index(
     directory: Path, expected: dict[str, str], content: Content
-) -> dict[str, Any]:
-    """The cache's index, or a new one for an empty folder."""
+) -> dict[str, Any] | None:
+    """The cache's index; None where there is none yet."""
     file = directory / "cache.json"
     if not file.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        return {
-            "version": VERSION,
-            "fingerprint": expected,
-            "content": content,
-            "clips_done": 0,
-            "shards": [],
-            "skipped": [],
-        }
+        return None
     remedy = "delete the folder or name another one"
     try:
         index = json.loads(file.read_text())
         version = index["version"]
         if version == VERSION:
-            for name in ("content", "clips_done", "shards", "skipped"):
+            for name in ("content", "clips", "shard_clips"):
                 index[name]
             found = dict(index["fingerprint"])
     except (ValueError, KeyError, TypeError) as error:
@@ -310,9 +375,85 @@ def _open_index(
     return index
 
 
+def _write_index(directory: Path, index: dict[str, Any]) -> None:
+    """Once, by the primary process: from then on the cache is this one."""
+    file = directory / "cache.json"
+    if hosts.is_primary() and not file.exists():
+        _write_whole(file, lambda f: f.write(json.dumps(index, indent=1).encode()))
+
+
+def _shard_clips(
+    classifier: classifier_lib.Classifier,
+    num_clips: int,
+    front_end: audio.FrontEnd,
+    content: Content,
+    batch_size: int,
+    mesh: Mesh,
+) -> int:
+    """Clips a shard: about `SHARD_BYTES`, as many shards to each process, a batch."""
+    mesh = mesh_lib.local(mesh)
+    batch = mesh_lib.round_up(batch_size, mesh)
+    run = functools.partial(
+        extract, front_end=front_end, keep_cells=content == "maps", mesh=mesh
+    )
+    leaves = jax.eval_shape(
+        lambda *arguments: jax.tree.leaves(run(*arguments)),
+        classifier,
+        jax.ShapeDtypeStruct((batch, front_end.num_samples), np.float32),
+    )
+    bytes_a_clip = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // batch
+    rounds = math.ceil(num_clips * bytes_a_clip / SHARD_BYTES / jax.process_count())
+    shards = max(1, rounds) * jax.process_count()
+    return max(batch_size, math.ceil(num_clips / shards))
+
+
+def _shards(index: dict[str, Any]) -> range:
+    return range(-(-index["clips"] // index["shard_clips"]))
+
+
+def _clips_of(index: dict[str, Any], number: int) -> range:
+    """The positions of a shard's clips."""
+    first = number * index["shard_clips"]
+    return range(first, min(first + index["shard_clips"], index["clips"]))
+
+
+def _file(directory: Path, number: int) -> Path:
+    return directory / f"shard-{number:05d}.npz"
+
+
+def _name(index: dict[str, Any]) -> str:
+    """What a shard is marked with: a shard of another cache is none of this one."""
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+
+
+def _is_finished(directory: Path, index: dict[str, Any], number: int) -> bool:
+    file = _file(directory, number)
+    return file.exists() and str(_read(file, "cache")["cache"]) == _name(index)
+
+
+def _tell_skipped(directory: Path, number: int, skip_log: data.SkipLog) -> None:
+    for path, reason in _read(_file(directory, number), "skipped")["skipped"]:
+        skip_log.add(audio.AudioError(str(path), str(reason)))
+
+
+def _read(file: Path, *names: str) -> dict[str, np.ndarray]:
+    """Arrays of a shard; a checksum that the file brings along guards each."""
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except FileNotFoundError as error:
+        raise CacheError(f"{file} is missing; cache.build makes it anew") from error
+    # NumPy and zipfile tell of damage in a dozen ways.
+    except Exception as error:
+        raise CacheError(
+            f"{file} is damaged; delete the folder to make it anew"
+        ) from error
+
+
 def _fill(
     directory: Path,
     index: dict[str, Any],
+    shards: Sequence[int],
     classifier: classifier_lib.Classifier,
     clips: Sequence[data.Clip],
     front_end: audio.FrontEnd,
@@ -322,33 +463,26 @@ def _fill(
     skip_log: data.SkipLog,
     on_progress: progress.OnProgress,
 ) -> None:
-    first = index["clips_done"]
-    held: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
-    held_bytes = 0
+    """Runs the clips of `shards` and writes each shard once its last clip is done."""
+    positions = np.concatenate([_clips_of(index, number) for number in shards])
+    held: list[dict[str, np.ndarray]] = []
     checked = False
 
-    def flush(clips_done: int) -> None:
-        nonlocal held, held_bytes
-        arrays = {
-            name: np.concatenate([batch[name] for _, batch in held])
-            for name in (held[0][1] if held else ())
-        }
-        if arrays:
-            arrays["index"] = np.concatenate([position for position, _ in held])
-            name = f"shard-{len(index['shards']):05d}.npz"
-            digest = _write_npz(directory / name, arrays)
-            index["shards"].append(
-                {"file": name, "clips": len(arrays["index"]), "sha256": digest}
-            )
-        index["clips_done"] = clips_done
-        seen = {str(clip.path) for clip in clips[:clips_done]}
-        index["skipped"] = [skip for skip in skip_log.entries() if skip[0] in seen]
-        _write_whole(directory / "cache.json", json.dumps(index, indent=1).encode())
-        held, held_bytes = [], 0
+    def write(number: int) -> None:
+        arrays = {name: np.concatenate([h[name] for h in held]) for name in held[0]}
+        paths = {str(clips[i].path) for i in _clips_of(index, number)}
+        skipped = [entry for entry in skip_log.entries() if entry[0] in paths]
+        arrays["skipped"] = np.array(skipped, np.str_).reshape(-1, 2)
+        arrays["cache"] = np.array(_name(index))
+        _write_whole(
+            _file(directory, number),
+            lambda file: np.savez(file, **arrays),  # type: ignore[arg-type]
+        )
+        held.clear()
 
-    for position, arrays in stream(
+    for found, valid, arrays in _run(
         classifier,
-        clips[first:],
+        [clips[i] for i in positions],
         front_end,
         content=index["content"],
         batch_size=batch_size,
@@ -356,84 +490,84 @@ def _fill(
         skip_log=skip_log,
         on_progress=on_progress,
     ):
-        if len(position) == 0:
-            continue
-        if not checked:
-            chan = arrays["pooled"].shape[-1]
+        if not checked and valid.any():
             disentangle.audit(
-                disentangle.identity(chan),
+                disentangle.identity(arrays["pooled"].shape[-1]),
                 classifier.head,
-                arrays["pooled"],
-                arrays["logits"],
+                arrays["pooled"][valid],
+                arrays["logits"][valid],
             ).check()
             checked = True
-        held.append((position + first, arrays))
-        held_bytes += sum(array.nbytes for array in arrays.values())
-        if held_bytes >= SHARD_BYTES:
-            flush(int(position[-1]) + first + 1)
-    flush(len(clips))
+            # Not before: who gave a wrong head must find an empty folder next time.
+            _write_index(directory, index)
+        arrays["index"] = positions[found]
+        numbers = arrays["index"] // index["shard_clips"]
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            held.append({name: a[here & valid] for name, a in arrays.items()})
+            if arrays["index"][here][-1] == _clips_of(index, number)[-1]:
+                write(number)
 
 
 def _load(
-    directory: Path, index: dict[str, Any], clips: Sequence[data.Clip], content: Content
+    directory: Path,
+    index: dict[str, Any],
+    clips: Sequence[data.Clip],
+    content: Content,
+    mesh: Mesh,
 ) -> Cached:
-    total = sum(shard["clips"] for shard in index["shards"])
+    """Pooled vectors and logits to the host, views straight to the devices."""
+    files = [_file(directory, number) for number in _shards(index)]
+    positions = [_read(file, "index")["index"] for file in files]
+    starts = np.cumsum([0, *map(len, positions)])
+    total = int(starts[-1])
     if total == 0:
+        log = data.SkipLog()
+        for number in _shards(index):
+            _tell_skipped(directory, number, log)
+        reason = log.entries()[0] if len(log) else "there are no clips"
         raise ValueError(
-            f"none of the {len(clips)} clips could be read; the first reason: "
-            f"{index['skipped'][0] if index['skipped'] else 'there are no clips'}"
+            f"none of the {len(clips)} clips could be read; the first reason: {reason}"
         )
-    wanted = ["index", "pooled", "logits", "rows", "columns"]
-    if content == "maps":
-        wanted.append("cells")
+
     # Filled shard by shard: never the shards and their concatenation at once.
-    whole: dict[str, Any] = {}
-    row = 0
-    for shard in index["shards"]:
-        file = directory / shard["file"]
-        if not file.exists():
-            raise CacheError(f"{file} is missing; delete the folder to make it anew")
-        if _digest(file) != shard["sha256"]:
-            raise CacheError(f"{file} is damaged; delete the folder to make it anew")
-        with np.load(file, allow_pickle=False) as arrays:
-            for name in wanted:
-                part = arrays[name]
-                if name not in whole:
-                    whole[name] = np.empty((total, *part.shape[1:]), part.dtype)
-                whole[name][row : row + shard["clips"]] = part
-        row += shard["clips"]
-    features = features_lib.Features(
-        pooled=whole["pooled"],
-        logits=whole["logits"],
-        views=schemes.Views(
-            rows=whole["rows"], columns=whole["columns"], cells=whole.get("cells")
+    whole: dict[str, np.ndarray] = {}
+    for file, start in zip(files, starts, strict=False):
+        for name, part in _read(file, "pooled", "logits").items():
+            if name not in whole:
+                whole[name] = np.empty((total, *part.shape[1:]), part.dtype)
+            whole[name][start : start + len(part)] = part
+
+    names = ("rows", "columns", *(("cells",) if content == "maps" else ()))
+
+    def read(rows: range) -> Iterator[dict[str, np.ndarray]]:
+        for file, start, end in zip(files, starts, starts[1:], strict=False):
+            part = slice(max(rows.start, start) - start, min(rows.stop, end) - start)
+            if part.start < part.stop:
+                arrays = _read(file, *names)
+                yield {name: array[part] for name, array in arrays.items()}
+
+    row = {
+        name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
+        for name, array in _read(files[0], *names).items()
+    }
+    views: dict[str, Any] = mesh_lib.assemble(read, row, total, mesh)
+    return Cached(
+        features=features_lib.Features(
+            pooled=whole["pooled"],
+            logits=whole["logits"],
+            views=schemes.Views(**views),
+            num_clips=total,
         ),
-        num_clips=total,
+        clips=tuple(clips[i] for i in np.concatenate(positions)),
     )
-    return Cached(features=features, clips=tuple(clips[i] for i in whole["index"]))
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_npz(file: Path, arrays: dict[str, np.ndarray]) -> str:
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
-        stream.flush()
-        os.fsync(stream.fileno())
-    digest = _digest(temporary)
-    os.replace(temporary, file)
-    return digest
-
-
-def _write_whole(file: Path, content: bytes) -> None:
+def _write_whole(file: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Writes a file that appears whole or not at all."""
     temporary = file.with_suffix(".tmp")
     with temporary.open("wb") as stream:
-        stream.write(content)
+        write(stream)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, file)

@@ -49,7 +49,11 @@ class Features:
         )
 
     def to_mesh(self, mesh: Mesh) -> Features:
-        """Spread over the devices, padded to a multiple of their number."""
+        """Spread over the devices, padded to a multiple of their number.
+
+        What is spread already stays where it is. With several processes each must
+        have what is not, whole.
+        """
         return mesh_lib.shard(self, mesh)
 
 

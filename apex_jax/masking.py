@@ -3,6 +3,9 @@
 In come test clips and an explained classifier; out come the logits with nothing
 hidden, with the region of the most contributing channel hidden, and with regions of
 the same shape at random cells hidden; or, of one clip, also what is left to see.
+
+A random cell can be the clip's own, as in the paper: on a map of few rows a random row
+is often APEX's, and the two then differ less. `exclude_own` draws among the others.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from apex_jax import (
     disentangle,
     evidence,
     explanation,
+    hosts,
     look,
     progress,
     schemes,
@@ -55,7 +59,7 @@ class Study:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hidden:
-    """A clip with a region silenced, and with a random region of the same shape.
+    """A clip with a region silenced, and with another one of the same shape.
 
     Attributes:
       scheme: where the region lies.
@@ -98,7 +102,9 @@ def attenuate(
     return spectrogram * (1 - mask) + silence * mask
 
 
-@functools.partial(jax.jit, static_argnames=("front_end", "scheme", "draws", "mesh"))
+@functools.partial(
+    jax.jit, static_argnames=("front_end", "scheme", "draws", "exclude_own", "mesh")
+)
 def masked_logits(
     key: jax.Array,
     classifier: classifier_lib.Classifier,
@@ -109,6 +115,7 @@ def masked_logits(
     front_end: audio.FrontEnd,
     scheme: schemes.Scheme,
     draws: int,
+    exclude_own: bool = False,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """One batch of the study.
@@ -122,6 +129,7 @@ def masked_logits(
       front_end: settings of the spectrogram.
       scheme: where regions lie.
       draws: random regions a clip.
+      exclude_own: never draw the top channel's region.
       mesh: devices the batch is spread over.
 
     Returns:
@@ -152,7 +160,10 @@ def masked_logits(
         def random_draw(draw):
             draw_key = jax.random.fold_in(key, draw)
             keys = jax.vmap(functools.partial(jax.random.fold_in, draw_key))(index)
-            return logits_without(jax.vmap(grid.random_location)(keys))
+            if not exclude_own:
+                return logits_without(jax.vmap(grid.random_location)(keys))
+            other = jax.vmap(lambda key, own: grid.other_location(key, scheme, own))
+            return logits_without(other(keys, location))
 
         location = jax.vmap(top_location)(feature_map, logits)
         # One draw at a time: memory does not grow with their number.
@@ -175,12 +186,15 @@ def study(
     *,
     scheme: schemes.Scheme,
     draws: int = 10,
+    exclude_own: bool = False,
     batch_size: int = 32,
     mesh: Mesh | None = None,
     skip_log: data.SkipLog | None = None,
     on_progress: progress.OnProgress = progress.silent,
 ) -> Study:
     """Classifies every clip unmasked, without its region, and without random ones.
+
+    Of several processes each takes its share of the clips; all return the whole study.
 
     Args:
       key: for the random regions.
@@ -190,6 +204,8 @@ def study(
       front_end: settings of the spectrogram.
       scheme: where regions lie.
       draws: random regions a clip.
+      exclude_own: never draw the top channel's region; False for the paper's control,
+        a uniformly random cell.
       batch_size: clips a step.
       mesh: devices; None for all.
       skip_log: notes clips that cannot be read; None raises at the first.
@@ -201,45 +217,59 @@ def study(
     mesh = mesh_lib.make() if mesh is None else mesh
     skip_log = data.SkipLog(strict=True) if skip_log is None else skip_log
     front_end.check_devices(mesh.size)
+    mesh = mesh_lib.local(mesh)
     classifier, transform = mesh_lib.replicate((classifier, transform), mesh)
+    own = hosts.share(len(clips))
+    if 0 < len(clips) < jax.process_count():
+        raise ValueError(
+            f"{len(clips)} clips on {jax.process_count()} hosts; at least one a host"
+        )
     parts: list[tuple[np.ndarray, ...]] = []
     for batch in data.batches(
-        clips,
+        clips[own.start : own.stop],
         front_end,
         batch_size=mesh_lib.round_up(batch_size, mesh),
         skip_log=skip_log,
     ):
+        index = batch["index"] + own.start
         none, apex, random, location = masked_logits(
             key,
             classifier,
             transform,
             mesh_lib.shard(batch["waveform"], mesh),
-            mesh_lib.shard(batch["index"], mesh),
+            mesh_lib.shard(index, mesh),
             front_end=front_end,
             scheme=scheme,
             draws=draws,
+            exclude_own=exclude_own,
             mesh=mesh,
         )
         valid = batch["valid"]
         parts.append(
             (
-                batch["index"][valid],
+                index[valid],
                 np.asarray(none)[valid],
                 np.asarray(apex)[valid],
-                np.asarray(random)[:, valid],
+                np.moveaxis(np.asarray(random)[:, valid], 1, 0),
                 np.asarray(location)[valid],
             )
         )
         on_progress(int((batch["index"] >= 0).sum()))
-    index, none, apex, random, location = zip(*parts, strict=True)
-    if not sum(map(len, index)):
+    whole = hosts.concatenate(
+        tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    )
+    for entries in hosts.collect(skip_log.entries()):
+        for path, reason in entries:
+            skip_log.add(audio.AudioError(path, reason))
+    index, none, apex, random, location = whole
+    if not len(index):
         raise ValueError(f"none of the {len(clips)} clips could be read")
     return Study(
-        index=np.concatenate(index),
-        none=np.concatenate(none),
-        apex=np.concatenate(apex),
-        random=np.concatenate(random, axis=1),
-        location=np.concatenate(location),
+        index=index,
+        none=none,
+        apex=apex,
+        random=np.moveaxis(random, 0, 1),
+        location=location,
     )
 
 
@@ -253,6 +283,9 @@ def hide(
     draws: int = 10,
 ) -> Hidden:
     """Silences the top channel's region of a clip, and random ones of its shape.
+
+    The random ones are always others, where the map has any: a picture of the region
+    itself, called random, would show nothing.
 
     Args:
       key: for the random regions.
@@ -273,7 +306,9 @@ def hide(
     share = evidence.contributions(explainer.head, transform(pooled), jnp.int32(target))
     direction = transform.matrix[jnp.argmax(share)]
     own = schemes.locate(scheme, seen.views, direction)
-    random = jax.vmap(grid.random_location)(jax.random.split(key, draws))
+    random = jax.vmap(lambda key: grid.other_location(key, scheme, own))(
+        jax.random.split(key, draws)
+    )
     locations = jnp.concatenate([own[None], random])
     masks = jax.vmap(functools.partial(grid.mask, scheme, blur=BLUR))(locations)
     copies = jnp.broadcast_to(jnp.asarray(seen.spectrogram), masks.shape)

@@ -1,15 +1,18 @@
-"""One mesh axis over all devices: the data axis.
+"""One mesh axis over all devices of all hosts: the data axis.
 
 Clips are spread over it, everything else (weights, U, optimiser state) is a copy on
-each device. The same code runs on one device and on many.
+each device. The same code runs on one device and on many, in one process or several:
+a process only ever holds the rows of its own devices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -21,7 +24,7 @@ Tree = TypeVar("Tree")
 
 
 def make(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices`, by default all of them."""
+    """The mesh over `devices`, by default all of them, of all processes."""
     devices = jax.devices() if devices is None else devices
     # Auto, not the default Explicit: `lax.top_k` refuses explicitly sharded operands.
     return jax.make_mesh(
@@ -29,9 +32,39 @@ def make(devices: Sequence[jax.Device] | None = None) -> Mesh:
     )
 
 
+def local(mesh: Mesh) -> Mesh:
+    """The part of the mesh that is this process's own."""
+    own = list(mesh.local_devices)
+    return mesh if len(own) == mesh.size else make(own)
+
+
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """A copy of every array on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, COPY))
+    """A copy of every array on every device.
+
+    Args:
+      tree: the same in every process.
+      mesh: from `make`.
+    """
+    sharding = NamedSharding(mesh, COPY)
+
+    def place(array):
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            # A copy on all hosts' devices, wanted on other ones: take our own.
+            if array.sharding.is_equivalent_to(sharding, array.ndim):
+                return array
+            array = array.addressable_data(0)
+        return jax.device_put(array, sharding)
+
+    return jax.tree.map(place, tree)
+
+
+def to_host(tree: Tree) -> Tree:
+    """Arrays of which every device has a copy, as this process's own.
+
+    What every host computes on by itself must not be bound to the mesh, where all
+    hosts have to take part.
+    """
+    return jax.tree.map(lambda array: jnp.asarray(np.asarray(array)), tree)
 
 
 def shard(tree: Tree, mesh: Mesh) -> Tree:
@@ -40,16 +73,29 @@ def shard(tree: Tree, mesh: Mesh) -> Tree:
     Args:
       tree: arrays whose axis 0 counts clips; it is padded with zeros to a multiple
         of the number of devices, so who reads the result must know the true count.
+        With several processes each must have all rows, but only those of its own
+        devices are looked at; an array that is spread already stays as it is.
       mesh: from `make`.
     """
     sharding = NamedSharding(mesh, CLIPS)
 
     def place(array):
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            if len(array) % mesh.size:
+                raise ValueError(
+                    f"{len(array)} rows on several hosts cannot be padded to a "
+                    f"multiple of {mesh.size} devices"
+                )
+            return jax.device_put(array, sharding)
         missing = -len(array) % mesh.size
         if missing:
             zeros = np.zeros((missing, *array.shape[1:]), array.dtype)
             array = np.concatenate([array, zeros])
-        return jax.device_put(array, sharding)
+        if sharding.is_fully_addressable:
+            return jax.device_put(array, sharding)
+        # `device_put` would first compare the whole array among the hosts.
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
     return jax.tree.map(place, tree)
 
@@ -57,6 +103,52 @@ def shard(tree: Tree, mesh: Mesh) -> Tree:
 def round_up(count: int, mesh: Mesh) -> int:
     """The smallest multiple of the number of devices that is at least `count`."""
     return -(-count // mesh.size) * mesh.size
+
+
+@functools.partial(jax.jit, donate_argnames="block")
+def _write(block: jax.Array, piece: jax.Array, first: jax.Array) -> jax.Array:
+    """`block` with `piece` from row `first` on, in the same memory."""
+    return jax.lax.dynamic_update_slice_in_dim(block, piece, first, axis=0)
+
+
+def assemble(
+    read: Callable[[range], Iterable[dict[str, np.ndarray]]],
+    row: dict[str, jax.ShapeDtypeStruct],
+    count: int,
+    mesh: Mesh,
+) -> dict[str, jax.Array]:
+    """Rows read piece by piece into arrays spread like those of `shard`.
+
+    The host holds one piece at a time, and a process reads only what its devices hold.
+
+    Args:
+      read: gives the rows of a range in consecutive pieces, arrays by name.
+      row: what a single row is, by name.
+      count: rows; padding with zeros follows.
+      mesh: from `make`.
+    """
+    sharding = NamedSharding(mesh, CLIPS)
+    padded = round_up(count, mesh)
+    blocks: dict[str, list[jax.Array]] = {name: [] for name in row}
+    for device, index in sharding.addressable_devices_indices_map((padded,)).items():
+        first, end, _ = index[0].indices(padded)  # type: ignore[index]
+        held = {
+            name: jnp.zeros((end - first, *one.shape), one.dtype, device=device)
+            for name, one in row.items()
+        }
+        at = 0
+        for piece in read(range(min(first, count), min(end, count))):
+            for name in row:
+                held[name] = _write(held[name], piece[name], jnp.int32(at))
+            at += len(piece[name])
+        for name, block in held.items():
+            blocks[name].append(block)
+    return {
+        name: jax.make_array_from_single_device_arrays(
+            (padded, *one.shape), sharding, blocks[name], dtype=one.dtype
+        )
+        for name, one in row.items()
+    }
 
 
 def map_clips(

@@ -223,8 +223,8 @@ def fit(
       on_epoch: called with the number of epochs done and the epoch's mean purity.
 
     Returns:
-      A `[chan, chan]`, and how purity grew. With A = 0 as the start, U starts at the
-      identity.
+      A `[chan, chan]`, on every host, and how purity grew. With A = 0 as the start, U
+      starts at the identity.
 
     Raises:
       ValueError: a setting that cannot work, no clips, or features without the
@@ -291,4 +291,4 @@ def fit(
         history.epoch_prototypes.append(schedule[round_number])
         on_epoch(epoch + 1, history.epoch_purity[-1])
     choose()
-    return generator, history
+    return mesh_lib.to_host(generator), history
