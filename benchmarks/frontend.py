@@ -1,0 +1,178 @@
+"""Rows of the way from sound to feature map: log-mel, backbone, feature pass."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from apex_jax import audio, cache
+from apex_jax import mesh as mesh_lib
+from apex_jax.models import convnext
+from benchmarks import rows, sizes, synthetic, timing
+
+
+def log_mel(size: sizes.Sizes) -> list[rows.Row]:
+    """Our spectrogram on the device against librosa's on the host."""
+    import librosa
+
+    front_end = audio.FrontEnd.librosa(
+        sample_rate=22050, clip_s=5.0, hop_length=512, top_db=None
+    )
+    clips = 8 * size.batch
+    waveform = synthetic.waveforms(front_end, clips)
+    ours = jax.jit(audio.spectrogram, static_argnums=0)
+
+    def theirs() -> np.ndarray:
+        power = librosa.feature.melspectrogram(y=waveform, sr=22050)
+        return librosa.power_to_db(power, top_db=None)
+
+    def check(found: jax.Array, expected: np.ndarray) -> None:
+        timing.check_close("log-mel", found, expected, 1e-3)
+
+    timings = timing.alternate(
+        {"ours": lambda: ours(front_end, waveform), "librosa": theirs},
+        budget_s=size.budget_s,
+        check=check,
+        least=size.least,
+    )
+    return [
+        rows.between(
+            "log-mel",
+            "log-mel of 5 s clips",
+            *timings,
+            unit="clip",
+            per_call=clips,
+            floor_is="librosa's",
+            goal=rows.Goal(at_most=1.0) if size.judged else None,
+        )
+    ]
+
+
+def backbone(size: sizes.Sizes) -> list[rows.Row]:
+    """A forward pass against the two linear layers of its blocks alone."""
+    model = synthetic.classifier(size.network).params
+    images = jax.random.normal(
+        jax.random.key(0), (size.batch, *size.front_end.shape), jnp.float32
+    )
+    run = jax.jit(lambda model, images: model(images))
+
+    def check(logits: jax.Array, _: Any) -> None:
+        # A clip's logits do not depend on those beside it.
+        alone = jnp.concatenate([run(model, image[None]) for image in images[:2]])
+        timing.check_close("backbone, clip by clip", logits[:2], alone, 1e-4)
+
+    timings = timing.alternate(
+        {
+            "backbone": lambda: run(model, images),
+            "linear layers": linear_layers(size.network, images.shape),
+        },
+        budget_s=size.budget_s,
+        check=check,
+        least=size.least,
+    )
+    return [
+        rows.between(
+            "backbone",
+            f"backbone {size.network_name}",
+            *timings,
+            unit="clip",
+            per_call=size.batch,
+            floor_is="its linear layers alone",
+        )
+    ]
+
+
+def linear_layers(
+    config: convnext.ConvNeXtConfig, shape: tuple[int, ...]
+) -> Callable[[], list[jax.Array]]:
+    """The products of all blocks, nearly all of the arithmetic, one after another."""
+    batch, freq, time = shape
+    stages = []
+    for index, (depth, dim) in enumerate(zip(config.depths, config.dims, strict=True)):
+        stride = config.patch_size * 2**index
+        cells = batch * (freq // stride) * (time // stride)
+        weight = jnp.ones((depth, dim, 4 * dim)) / dim
+        stages.append((jnp.ones((cells, dim)), weight))
+
+    @jax.jit
+    def products(stages):
+        return [
+            jax.lax.scan(lambda x, w: ((x @ w) @ w.T, None), x, weight)[0]
+            for x, weight in stages
+        ]
+
+    return functools.partial(products, stages)
+
+
+def feature_pass(size: sizes.Sizes) -> list[rows.Row]:
+    """Sound files to a cache on disk against the backbone on ready spectrograms."""
+    classifier = synthetic.classifier(size.network)
+    front_end, mesh = size.front_end, mesh_lib.make()
+    batch = mesh_lib.round_up(size.batch, mesh)
+    num_batches = -(-size.sounds // batch)
+    waveform = synthetic.waveforms(front_end, size.sounds)
+    spread = mesh_lib.shard(
+        np.asarray(jax.jit(audio.spectrogram, static_argnums=0)(front_end, waveform))[
+            :batch
+        ],
+        mesh,
+    )
+    copies = mesh_lib.replicate(classifier, mesh)
+
+    @jax.jit
+    def forward(classifier, spectrogram):
+        alone = mesh_lib.map_clips(lambda network, clips: network(clips)[1], mesh)
+        return alone(classifier, spectrogram)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        clips = synthetic.sounds(
+            Path(temporary), front_end, size.sounds, size.network.num_classes
+        )
+        number = itertools.count()
+
+        def build() -> np.ndarray:
+            cached = cache.build(
+                Path(temporary) / f"cache-{next(number)}",
+                classifier,
+                clips,
+                front_end,
+                batch_size=batch,
+                mesh=mesh,
+            )
+            return np.asarray(cached.features.logits)
+
+        def network_alone() -> jax.Array:
+            return [forward(copies, spread) for _ in range(num_batches)][-1]
+
+        def check(logits: np.ndarray, alone: jax.Array) -> None:
+            # FLAC keeps 16 bits, and what rounding adds grows through the network.
+            first = min(batch, size.sounds)
+            timing.check_close(
+                "feature pass", logits[:first], np.asarray(alone)[:first], 0.05
+            )
+
+        timings = timing.alternate(
+            {"files to cache": build, "backbone": network_alone},
+            budget_s=size.budget_s,
+            check=check,
+            least=size.least,
+        )
+    return [
+        rows.between(
+            "feature-pass",
+            f"feature pass {size.network_name}",
+            *timings,
+            unit="clip",
+            per_call=size.sounds,
+            floor_is="the backbone alone",
+            details={"clips": size.sounds, "batch": batch},
+        )
+    ]

@@ -1,0 +1,186 @@
+"""Growth of times with clips, channels and devices.
+
+Virtual CPU devices share the same cores: more of them cannot be faster, and what is
+asked of them is the same result and little overhead. They must be asked for before
+JAX starts, so they are measured in a process of their own:
+
+    python -m benchmarks.growth --help
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from apex_jax import bank, cache
+from apex_jax import mesh as mesh_lib
+from benchmarks import method, rows, sizes, synthetic, timing
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Point:
+    """One measurement of a curve.
+
+    Attributes:
+      stage: what was measured: scoring, step or features.
+      axis: what grows: clips, chan or devices.
+      value: how many.
+      seconds: median.
+      ratio: to the floor of the same size; over devices, to one device.
+    """
+
+    stage: str
+    axis: str
+    value: int
+    seconds: float
+    ratio: float
+
+
+def growth(size: sizes.Sizes) -> list[Point]:
+    """All curves."""
+    return [*over_clips(size), *over_channels(size), *over_devices(size)]
+
+
+def over_clips(size: sizes.Sizes) -> list[Point]:
+    """Scoring grows with the clips, a step does not."""
+    points = []
+    for clips in size.growth_clips:
+        row = method.rank(size, clips=clips, chan=size.chan)
+        points.append(_point("scoring", "clips", clips, row))
+        points.append(_step(size, "clips", clips, clips=clips, chan=size.chan))
+    return points
+
+
+def over_channels(size: sizes.Sizes) -> list[Point]:
+    """In products of its size a step stays as it is."""
+    points = []
+    for chan in size.growth_chan:
+        row = method.rank(size, clips=size.growth_clips[0], chan=chan)
+        points.append(_point("scoring", "chan", chan, row))
+        points.append(_step(size, "chan", chan, clips=256, chan=chan))
+    return points
+
+
+def _step(size: sizes.Sizes, axis: str, value: int, *, clips: int, chan: int) -> Point:
+    run, steps = synthetic.epoch(size, clips=clips, chan=chan)
+    epoch, floor = timing.alternate(
+        {"epoch": run, "product": method.product(chan)},
+        budget_s=size.budget_s / 4,
+        least=size.least,
+    )
+    one = epoch.scaled(1 / steps)
+    return Point(
+        stage="step",
+        axis=axis,
+        value=value,
+        seconds=one.median_s,
+        ratio=timing.ratio(one, floor).median,
+    )
+
+
+def _point(stage: str, axis: str, value: int, row: rows.Row) -> Point:
+    return Point(
+        stage=stage, axis=axis, value=value, seconds=row.seconds, ratio=row.ratio.median
+    )
+
+
+def over_devices(size: sizes.Sizes) -> list[Point]:
+    """The same work on more devices: accelerators, or virtual devices of the CPU."""
+    if len(jax.devices()) >= max(size.growth_devices):
+        return on_devices(size)
+    count = max(size.growth_devices)
+    flag = f"--xla_force_host_platform_device_count={count}"
+    command = [sys.executable, "-m", "benchmarks.growth"]
+    command += [] if size.judged else ["--smoke"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip(),
+        },
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+    return [Point(**one) for one in json.loads(done.stdout.splitlines()[-1])]
+
+
+def on_devices(size: sizes.Sizes) -> list[Point]:
+    """Scoring and features on the first 1, 2, ... devices of this process."""
+    counts = size.growth_devices
+    clips, num = size.growth_clips[0], size.schedule.prototypes_start
+    pooled = synthetic.features(clips, size.chan, (1, 1)).pooled
+    transform = synthetic.transform(size.chan)
+    small = sizes.smoke()
+    classifier = synthetic.classifier(small.network)
+    waveform = synthetic.waveforms(small.front_end, 8 * max(counts))
+
+    def score(mesh: jax.sharding.Mesh) -> Any:
+        copied = mesh_lib.replicate(transform, mesh)
+        spread = mesh_lib.shard(pooled, mesh)
+        return lambda: bank.top_clips(
+            copied, spread, num=num, num_clips=clips, mesh=mesh
+        )[1]
+
+    def extract(mesh: jax.sharding.Mesh) -> Any:
+        copied = mesh_lib.replicate(classifier, mesh)
+        spread = mesh_lib.shard(waveform, mesh)
+        return lambda: cache.extract(
+            copied, spread, front_end=small.front_end, keep_cells=False, mesh=mesh
+        )[1]
+
+    def check(first: jax.Array, *others: jax.Array) -> None:
+        for other in others:
+            timing.check_close("on more devices", other, np.asarray(first), 1e-5)
+
+    meshes = [mesh_lib.make(jax.devices()[:count]) for count in counts]
+    points = []
+    for stage, make in (("scoring", score), ("features", extract)):
+        timings = timing.alternate(
+            {str(mesh.size): make(mesh) for mesh in meshes},
+            budget_s=size.budget_s,
+            check=check,
+            least=size.least,
+        )
+        points += [
+            Point(
+                stage=stage,
+                axis="devices",
+                value=count,
+                seconds=one.median_s,
+                ratio=timing.ratio(one, timings[0]).median,
+            )
+            for count, one in zip(counts, timings, strict=True)
+        ]
+    return points
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Growth with the devices of this process, printed as JSON."""
+
+    smoke: bool = False
+    """Small sizes."""
+
+
+def main(config: Config) -> None:
+    """Measures and prints."""
+    if config.smoke:
+        jax.config.update("jax_disable_most_optimizations", True)
+    size = sizes.smoke() if config.smoke else sizes.paper()
+    print(json.dumps([dataclasses.asdict(point) for point in on_devices(size)]))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

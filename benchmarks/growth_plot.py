@@ -1,0 +1,64 @@
+"""The curves of growth as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import growth
+
+_AXES = {
+    "clips": "clips",
+    "chan": "channels",
+    "devices": "devices",
+}
+_STAGES = {"scoring": "tab:blue", "step": "tab:orange", "features": "tab:green"}
+
+
+def save(path: Path, points: Sequence[growth.Point], *, virtual: bool) -> None:
+    """One panel an axis, milliseconds over the number of clips, channels, devices.
+
+    Args:
+      path: a PNG.
+      points: of all curves.
+      virtual: the devices share the cores of one CPU.
+    """
+    from matplotlib import figure
+
+    axes = [axis for axis in _AXES if any(point.axis == axis for point in points)]
+    fig = figure.Figure(figsize=(4 * len(axes), 3.4), layout="constrained")
+    for axis, panel in zip(
+        axes, fig.subplots(1, len(axes), squeeze=False)[0], strict=True
+    ):
+        for stage, colour in _STAGES.items():
+            curve = [p for p in points if (p.axis, p.stage) == (axis, stage)]
+            if not curve:
+                continue
+            x, y = zip(*((p.value, 1e3 * p.seconds) for p in curve), strict=True)
+            panel.plot(x, y, "o-", color=colour, label=stage)
+            # What grows in proportion, or with real devices falls so.
+            for power in _guides(stage, axis):
+                guide = [y[0] * (v / x[0]) ** power for v in x]
+                panel.plot(x, guide, ":", color=colour, linewidth=1)
+        panel.set(xscale="log", yscale="log", ylabel="milliseconds")
+        panel.set_xlabel(
+            "virtual devices on the same cores"
+            if axis == "devices" and virtual
+            else _AXES[axis]
+        )
+        values = sorted({p.value for p in points if p.axis == axis})
+        panel.set_xticks(values, [f"{v:,}" for v in values])
+        panel.minorticks_off()
+        panel.legend(frameon=False)
+        panel.spines[["top", "right"]].set_visible(False)
+    fig.savefig(path, dpi=150)
+
+
+def _guides(stage: str, axis: str) -> list[float]:
+    """The exponents with which a stage should grow along an axis."""
+    return {
+        ("scoring", "clips"): [1.0],
+        ("step", "clips"): [0.0],
+        ("scoring", "chan"): [2.0],
+        ("step", "chan"): [3.0],
+    }.get((stage, axis), [0.0])

@@ -1,0 +1,108 @@
+"""How large the measured problems are: the paper's size, or small for a smoke test."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from apex_jax import audio, optimize
+from apex_jax.models import convnext
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The sizes of one run of the suite.
+
+    Attributes:
+      judged: whether the goals, which are for the paper's size, apply.
+      network: the backbone.
+      front_end: its spectrogram.
+      batch: clips in the network at a time.
+      sounds: files of the feature pass.
+      chan: channels of the method's rows.
+      clips: of the optimisation and of the scoring.
+      map_shape: rows and columns of the feature map.
+      schedule: of the optimisation.
+      epoch_prototypes: prototypes a channel of the epochs that are timed.
+      draws: random masks a clip.
+      norm: 1-norm of the generator that exponentials are timed at; a larger one takes
+        more squarings. About where the schedule ends.
+      growth_clips: numbers of clips.
+      growth_chan: numbers of channels.
+      growth_devices: numbers of devices.
+      budget_s: of a row's alternating turns.
+      least: turns at least.
+    """
+
+    judged: bool
+    network: convnext.ConvNeXtConfig
+    front_end: audio.FrontEnd
+    batch: int
+    sounds: int
+    chan: int
+    clips: int
+    map_shape: tuple[int, int]
+    schedule: optimize.Config
+    epoch_prototypes: int
+    draws: int
+    norm: float
+    growth_clips: tuple[int, ...]
+    growth_chan: tuple[int, ...]
+    growth_devices: tuple[int, ...]
+    budget_s: float
+    least: int
+
+    @property
+    def network_name(self) -> str:
+        """The backbone and its input in words."""
+        rows, frames = self.front_end.shape
+        return f"{self.network.size}, {rows} x {frames}"
+
+
+def paper() -> Sizes:
+    """The paper's: ConvNeXt-Base, one vocoder of WaveFake."""
+    return Sizes(
+        judged=True,
+        network=convnext.ConvNeXtConfig.named("base", num_classes=2),
+        # 224 rows and 224 frames.
+        front_end=audio.FrontEnd(sample_rate=22050, clip_s=5.2, n_mels=224),
+        batch=4,
+        sounds=32,
+        chan=1024,
+        clips=22_200,
+        map_shape=(7, 7),
+        schedule=optimize.Config(),
+        epoch_prototypes=5,
+        draws=10,
+        norm=18.0,
+        growth_clips=(2_000, 22_200, 100_000),
+        growth_chan=(256, 512, 1024, 1536),
+        growth_devices=(1, 2, 4, 8),
+        budget_s=10.0,
+        least=3,
+    )
+
+
+def smoke() -> Sizes:
+    """Small: everything runs, and no time means anything."""
+    return Sizes(
+        judged=False,
+        network=convnext.ConvNeXtConfig(depths=(1, 2), dims=(8, 64), num_classes=2),
+        # 64 rows and 64 frames.
+        front_end=audio.FrontEnd(sample_rate=22050, clip_s=1.48, n_mels=64),
+        batch=2,
+        sounds=5,
+        chan=64,
+        clips=500,
+        map_shape=(2, 3),
+        schedule=optimize.Config(
+            epochs=4, prototypes_start=8, prototypes_end=2, batch_size=64
+        ),
+        epoch_prototypes=2,
+        draws=2,
+        norm=3.0,
+        growth_clips=(300, 600),
+        growth_chan=(32, 64),
+        growth_devices=(1, 2),
+        budget_s=0.0,
+        least=2,
+    )
