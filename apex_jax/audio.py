@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ __all__ = [
     "fit_length",
     "load",
     "load_clip",
+    "sample_rate_of",
     "silence_level",
     "spectrogram",
 ]
@@ -227,6 +229,16 @@ def duration(path: str | Path) -> float:
         return file.frames / file.samplerate
 
 
+def sample_rate_of(path: str | Path) -> int:
+    """A file's own sample rate in Hz, from its header.
+
+    Raises:
+      AudioError: as `duration`.
+    """
+    with _open(path) as file:
+        return file.samplerate
+
+
 @contextlib.contextmanager
 def _open(path: str | Path) -> Iterator[Any]:
     """The `soundfile.SoundFile` of a file that is there, whole and not empty."""
@@ -237,7 +249,8 @@ def _open(path: str | Path) -> Iterator[Any]:
     if Path(path).is_dir():
         raise AudioError(path, "a directory; expected a sound file")
     try:
-        file = soundfile.SoundFile(path)
+        # In bytes: soundfile would insist that a name is UTF-8.
+        file = soundfile.SoundFile(os.fsencode(path))
     # TypeError: headerless formats, which soundfile tells by the name's ending.
     except (soundfile.LibsndfileError, TypeError) as error:
         raise AudioError(

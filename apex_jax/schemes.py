@@ -283,6 +283,31 @@ class Grid:
         """A uniformly random cell: the control of the masking study. Unbatched."""
         return jax.random.randint(key, (2,), 0, np.array(self.map_shape))
 
+    def other_location(
+        self, key: jax.Array, scheme: Scheme, location: Int[Array, "2"]
+    ) -> Int[Array, "2"]:
+        """A uniformly random location of another region. Unbatched.
+
+        Args:
+          key: for the draw.
+          scheme: decides which locations have the same region.
+          location: from `locate`; what must not be drawn.
+
+        Returns:
+          `(row, column)`, 0 along an axis that the scheme leaves open; `location`'s
+          own region where the map has no other.
+        """
+        rows, columns = self.map_shape
+        if scheme == "time":
+            rows = 1
+        elif scheme == "frequency":
+            columns = 1
+        row, column = location * (location != ALL)
+        # One to all but one steps on from its own, around the end.
+        step = jax.random.randint(key, (), 1, rows * columns)
+        other = (row * columns + column + step) % (rows * columns)
+        return jnp.stack(jnp.divmod(other, columns))
+
 
 def _profile(
     index: jax.Array, num: int, cell: float, size: int, blur: float

@@ -170,8 +170,6 @@ def _headers(
     clips: Sequence[data.Clip], skip_log: data.SkipLog
 ) -> tuple[list[int], list[float]]:
     """Sample rates and seconds of the files that can be read."""
-    import soundfile
-
     rates, seconds = [], []
     for clip in _evenly(clips, MAX_FILES):
         try:
@@ -179,7 +177,7 @@ def _headers(
         except audio.AudioError as error:
             skip_log.add(error)
             continue
-        rates.append(soundfile.info(clip.path).samplerate)
+        rates.append(audio.sample_rate_of(clip.path))
     if not rates:
         raise ValueError(f"none of the {len(clips)} training clips could be read")
     return rates, seconds

@@ -1,7 +1,9 @@
 import dataclasses
 import json
+import os
 import re
 import struct
+import sys
 import warnings
 from pathlib import Path
 
@@ -567,6 +569,19 @@ def test_load_clip(tmp_path, rng):
         audio.load_clip(path, front_end, 0.269)
     assert audio.load_clip(path, front_end, 0.268).shape == (110,)
     assert audio.load_clip(path, tiny(win_length=8), 0.29).shape == (110,)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are text there")
+def test_a_name_that_is_no_utf_8(tmp_path):
+    """On disk a name is bytes, and nobody promised that they are text."""
+    good = write(tmp_path / "good.wav", np.float32([0.5, -0.25] * 50), 1000)
+    bad = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.wav"))
+    good.rename(bad)
+    assert audio.duration(bad) == pytest.approx(0.1)
+    assert audio.sample_rate_of(bad) == 1000
+    np.testing.assert_allclose(audio.load(bad, 1000)[:2], [0.5, -0.25], atol=1e-4)
+    with pytest.raises(audio.AudioError, match="offset 9 s lies outside"):
+        audio.load(bad, 1000, offset_s=9)
 
 
 @pytest.mark.parametrize("rate", [1000, 2000])

@@ -361,3 +361,37 @@ def test_random_locations_are_uniform_over_the_cells(key):
     assert len(counts) == 15
     # Chi square with 14 degrees of freedom: 36 is its 99.9th percentile.
     assert ((counts - draws / 15) ** 2 / (draws / 15)).sum() < 36
+
+
+@pytest.mark.parametrize(
+    ("scheme", "location", "others"),
+    [
+        ("square", (1, 3), [(f, t) for f in range(3) for t in range(5)]),
+        ("time", (schemes.ALL, 4), [(0, t) for t in range(5)]),
+        ("frequency", (0, schemes.ALL), [(f, 0) for f in range(3)]),
+        ("time_frequency", (2, 4), [(f, t) for f in range(3) for t in range(5)]),
+    ],
+)
+def test_other_locations_are_uniform_over_the_other_regions(
+    scheme, location, others, key
+):
+    grid, draws = GRIDS["even"], 6000
+    own = tuple(max(i, 0) for i in location)
+    others.remove(own)
+    found = jax.jit(
+        jax.vmap(lambda key: grid.other_location(key, scheme, jnp.array(location)))
+    )(jax.random.split(key, draws))
+    places, counts = np.unique(np.asarray(found), axis=0, return_counts=True)
+    assert [tuple(place) for place in places.tolist()] == others
+    expected = draws / len(others)
+    # Chi square with up to 13 degrees of freedom: 36 is beyond its 99.9th percentile.
+    assert ((counts - expected) ** 2 / expected).sum() < 36
+    assert all(grid.boxes(scheme, o) != grid.boxes(scheme, location) for o in others)
+
+
+@pytest.mark.parametrize(("scheme", "shape"), [("frequency", (1, 5)), ("time", (3, 1))])
+def test_a_map_of_one_region_has_no_other(scheme, shape, key):
+    grid = schemes.Grid.of(shape, (12, 20))
+    own = (0, schemes.ALL) if scheme == "frequency" else (schemes.ALL, 0)
+    other = tuple(grid.other_location(key, scheme, jnp.array(own)).tolist())
+    assert grid.boxes(scheme, other) == grid.boxes(scheme, own)
