@@ -184,6 +184,22 @@ def test_each_clip_has_cells_of_its_own(network, transform, clips):
         assert len(np.unique(draw[:, 0].round(4))) > 2
 
 
+@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+def test_the_own_region_can_be_left_out_of_the_draws(scheme, network, transform, clips):
+    """Uniform draws meet the region of their clip; `exclude_own` never does."""
+    paper = study(network, transform, clips, scheme=scheme, draws=8)
+    other = study(network, transform, clips, scheme=scheme, draws=8, exclude_own=True)
+    np.testing.assert_array_equal(paper.apex, other.apex)
+    np.testing.assert_array_equal(paper.location, other.location)
+
+    def own(found):
+        return np.abs(found.random - found.apex).max(axis=2) < 1e-5
+
+    assert own(paper).any()
+    assert not own(other).any()
+    assert np.abs(other.random[0] - other.random[1]).max() > 1e-3
+
+
 def test_no_draws(network, transform, clips):
     found = study(network, transform, clips[:4], draws=0)
     assert found.random.shape == (0, 4, 3)
@@ -304,6 +320,18 @@ def test_hiding_in_one_clip_is_what_the_study_does(scheme, network, transform, c
     powers = np.exp(np.asarray(logits, np.float64))
     expected = powers[target] / powers.sum()
     assert one.random_probability == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+def test_the_random_region_that_is_shown_is_another(scheme, network, transform, clips):
+    explainer = dataclasses.replace(
+        test_attribution.explainer_of(scheme, network), transform=transform
+    )
+    seen = explainer.look(clips[0].path)
+    for seed in range(12):  # of three rows, a third of uniform draws would be APEX's
+        hidden = masking.hide(jax.random.key(seed), explainer, seen, 0, scheme, draws=1)
+        left = hidden.random_spectrogram
+        assert np.abs(left - hidden.spectrogram).max() > 0.1
 
 
 def test_hiding_takes_a_spectrogram_and_a_front_end(network, clips):
