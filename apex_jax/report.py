@@ -14,7 +14,7 @@ import html as html_lib
 import importlib.resources
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,16 @@ def html(
     Raises:
       ValueError: there is no explanation.
     """
+    return "".join(_pieces(explanations, title=title, sounds=sounds))
+
+
+def _pieces(
+    explanations: explanation.Explanation | Sequence[explanation.Explanation],
+    *,
+    title: str | None,
+    sounds: bool,
+) -> Iterator[str]:
+    """The page from top to bottom, each sound and image a piece of its own."""
     if isinstance(explanations, explanation.Explanation):
         explanations = [explanations]
     if not explanations:
@@ -80,10 +90,12 @@ def write(
 ) -> Path:
     """Writes the page, which appears whole or not at all. See `html`."""
     path = Path(path)
-    content = html(explanations, title=title, sounds=sounds)
+    # Never the whole page at once: with its sounds it can take hundreds of megabytes.
+    pieces = _pieces(explanations, title=title, sounds=sounds)
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(content)
+        for piece in pieces:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -153,15 +165,14 @@ def _by_provenance(
     return [(known, methods) for known, methods in found.items() if known != nothing]
 
 
-def _render(**content: Any) -> str:
+def _render(**content: Any) -> Iterator[str]:
     import jinja2
     import markupsafe
 
     def finalize(value: Any) -> Any:
-        # Every value passes through here, so that none can be forgotten.
-        if isinstance(value, str) and not isinstance(value, markupsafe.Markup):
-            return readable(value)
-        return value
+        # Every value passes through here, paths and numbers too, so that none can be
+        # forgotten.
+        return value if isinstance(value, markupsafe.Markup) else readable(str(value))
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("apex_jax.pages"),
@@ -176,7 +187,7 @@ def _render(**content: Any) -> str:
     style, script = (
         (templates / name).read_text("utf-8") for name in ("report.css", "report.js")
     )
-    return environment.get_template("report.html").render(
+    return environment.get_template("report.html").generate(
         style=markupsafe.Markup(style),
         script=markupsafe.Markup(script),
         style_hash=_csp_hash(style),

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import test_report
 
-from apex_jax import listen
+from apex_jax import explanation, listen, schemes
 from apex_jax.pages import embed, picture
 
 
@@ -114,13 +114,65 @@ def test_no_sound_where_there_is_none(result):
     assert embed.Store().player(unknown) is None
 
 
+def area(start_s, end_s, low_hz=500.0, high_hz=1500.0):
+    box = schemes.Box(rows=(0.0, 1.0), frames=(0.0, 1.0))
+    return explanation.Area(
+        box=box, start_s=start_s, end_s=end_s, low_hz=low_hz, high_hz=high_hz
+    )
+
+
+def test_silence_is_told_instead_of_played(result, tmp_path):
+    """A clip of one second: half of it sound, then a tenth of zeros, then nothing."""
+    second = np.arange(4800) / 8000
+    samples = np.where(second < 0.5, 0.1 * np.sin(2 * np.pi * 900 * second), 0)
+    path = tmp_path / "short.wav"
+    soundfile.write(path, samples, 8000, subtype="PCM_16")
+    query = dataclasses.replace(result, source=str(path), sound_s=0.6)
+    prototype = result.channels[0].prototypes[0]
+    prototype = dataclasses.replace(
+        prototype, clip=dataclasses.replace(prototype.clip, path=path, offset_s=0.0)
+    )
+    for areas, silence in (
+        ((area(0.1, 0.3),), ""),
+        ((area(0.4, 0.9),), ""),
+        ((area(0.52, 0.59, 0.0, 4000.0),), "no sound here"),
+        ((area(0.1, 0.3, 3000.0, 3500.0),), "no sound here"),
+        ((area(0.6, 0.8),), "in the silence appended to the clip"),
+        # A column in the padding, and a row in which the tone lies.
+        ((area(0.6, 0.8), area(0.0, 1.0)), ""),
+    ):
+        store = embed.Store()
+        for part in (None, prototype):
+            player = store.player(query, part, areas)
+            assert player.silence == silence
+            assert bool(player.id) == (not silence)
+            assert not player.problem
+        assert store.player(query).id
+    quiet = dataclasses.replace(
+        result, source="waveform", waveform=np.zeros(8000, np.float32), sample_rate=8000
+    )
+    assert embed.Store().player(quiet).silence == "silent throughout"
+
+
+@pytest.mark.parametrize(("peak_db", "silent"), [(-89.0, False), (-91.0, True)])
+def test_what_is_too_quiet_to_hear_however_amplified(result, peak_db, silent):
+    tone = np.sin(2 * np.pi * 900 * np.arange(8000) / 8000)
+    tone *= 10 ** (peak_db / 20) / np.abs(tone).max()
+    given = dataclasses.replace(
+        result, source="waveform", waveform=tone.astype(np.float32), sample_rate=8000
+    )
+    player = embed.Store().player(given, areas=(area(0.2, 0.8),))
+    assert bool(player.silence) == silent
+    assert player.gain_db == pytest.approx(0 if silent else 40, abs=1e-6)
+
+
 def test_a_rate_that_flac_does_not_know_costs_its_players_only(result):
     """FLAC counts hertz in 16 bits, above that in tens."""
     store = embed.Store()
     odd = dataclasses.replace(
         result,
         source="waveform",
-        waveform=np.zeros(70001, np.float32),
+        waveform=np.full(70001, 0.1, np.float32),
         sample_rate=70001,
     )
     player = store.player(odd)

@@ -89,6 +89,33 @@ def test_probabilities_of_the_likeliest_classes_and_of_those_explained(
     assert clip.most_other == pytest.approx(share[11])
 
 
+@pytest.mark.parametrize(
+    ("activation", "logits", "words", "classes"),
+    [
+        ("softmax", [-1.0, 2.5, 0.3], "Predicted", [1]),
+        ("softmax", [-1.0, -2.5, -3.0], "Predicted", [0]),
+        ("sigmoid", [-1.0, 0.3, 2.5], "Found", [2, 1]),
+        ("sigmoid", [-1.0, -0.1, 2.5], "Found", [2]),
+        ("sigmoid", [-1.0, -0.1, -2.5], "Nothing found; most likely", [1]),
+    ],
+)
+def test_the_verdict_names_what_was_found(result, activation, logits, words, classes):
+    given = change(
+        result,
+        logits=np.array(logits),
+        activation=activation,
+        predicted=int(np.argmax(logits)),
+    )
+    (clip,) = clips_of([given])
+    powers = np.exp(logits)
+    share = powers / powers.sum() if activation == "softmax" else powers / (1 + powers)
+    names = [result.class_names[c] for c in classes]
+    assert clip.verdict.words == words
+    assert [name for name, _ in clip.verdict.classes] == names
+    np.testing.assert_allclose([p for _, p in clip.verdict.classes], share[classes])
+    assert str(clip.verdict) == f"{words}: {', '.join(names)}"
+
+
 def test_bars_add_up_to_all_contributions(result):
     (clip,) = clips_of([result])
     (view,) = clip.views

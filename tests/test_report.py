@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import html as html_lib
 import html.parser
+import pathlib
 import re
 import subprocess
 import sys
@@ -167,6 +168,9 @@ def test_the_page_says_what_was_found(result):
         "Why “ robin ”? APEX, square",
         "87 % of the evidence for robin",
         "Channel 3",
+        "to the score of robin , which is 2.5",
+        "counts as nothing here",
+        "A region in silence",
         "Training clips where it is strongest",
         "activation 12.5, purity 0.71",
         "from 0.50 s",
@@ -268,6 +272,83 @@ def test_names_stay_text(result, name, tmp_path):
     assert "49" not in page.text or "7 * 7" in page.text
     written = report.write(tmp_path / "page.html", hostile)
     assert written.read_text("utf-8") == report.html(hostile)
+
+
+@pytest.mark.parametrize(
+    "name", ["two\nlines.wav", "\u202egnp.exe", "not utf-8 \udcff.wav"]
+)
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+def test_paths_are_readable_whatever_they_are_called(result, name, kind, tmp_path):
+    prototype = result.channels[0].prototypes[0]
+    clip = dataclasses.replace(prototype.clip, path=kind(f"folder/{name}"))
+    channel = dataclasses.replace(
+        result.channels[0],
+        prototypes=(dataclasses.replace(prototype, clip=clip),),
+    )
+    given = dataclasses.replace(result, channels=(channel,))
+    text = report.write(tmp_path / "page.html", given).read_text("utf-8")
+    titles = [found["title"] for found in Page(text).all("bdi") if "title" in found]
+    assert titles == [report.readable(f"folder/{name}")]
+    for character in "\u202e\udcff":
+        assert character not in text
+
+
+def multi_label(result, logits, targets):
+    return [
+        dataclasses.replace(
+            result,
+            activation="sigmoid",
+            logits=np.array(logits),
+            predicted=int(np.argmax(logits)),
+            target=target,
+        )
+        for target in targets
+    ]
+
+
+def says(explanations, words):
+    """Whether a page does, spaces aside: cells of a table have none between them."""
+    text = Page(report.html(explanations, sounds=False)).text
+    return re.sub(r"\s", "", words) in re.sub(r"\s", "", text)
+
+
+def test_a_clip_of_several_classes_or_of_none(result):
+    several = multi_label(result, [1.0, 2.5, -0.3], [1, 0])
+    nothing = multi_label(result, [-1.0, -2.5, -0.8], [2])
+    assert says(several, "Found: robin 92.4 %, wren 73.1 %")
+    assert says(several, "Why “robin”?")
+    assert says(nothing, "Nothing found; most likely: crow, 31.0 %")
+    assert says(nothing, "What speaks for “crow”?")
+    for given in (several, nothing):
+        assert not says(given, "Predicted")
+
+
+def test_the_table_of_clips_tells_what_was_found(result):
+    several = multi_label(result, [1.0, 2.5, -0.3], [1, 0])
+    (nothing,) = multi_label(result, [-1.0, -2.5, -0.8], [2])
+    given = [*several, dataclasses.replace(nothing, offset_s=1.0)]
+    for words in (
+        "Clip Found Strongest evidence",
+        "0–1 s robin 92.4 %, wren 73.1 % Channel 0, for robin:",
+        "1–2 s Nothing found; most likely: crow, 31.0 % Channel 0, for crow:",
+    ):
+        assert says(given, words), words
+    given = [result, dataclasses.replace(result, offset_s=1.0, target=0)]
+    for words in (
+        "Clip Predicted Strongest evidence",
+        "0–1 s robin, 87.6 % Channel 0:",
+        "1–2 s robin, 87.6 % Channel 0, for wren:",
+    ):
+        assert says(given, words), words
+
+
+def test_silence_in_place_of_a_button(result, tmp_path):
+    silent = tmp_path / "silent.wav"
+    soundfile.write(silent, np.zeros(16_000), 8000)
+    page = Page(report.html(dataclasses.replace(result, source=str(silent))))
+    assert "Clip: silent throughout" in page.text
+    assert page.text.count("Region: no sound here") == 2
+    assert len(page.all("button", **{"class": "play"})) == 2 * 2 * 2
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,17 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import numpy as np
 
 from apex_jax import audio, explanation, listen
+
+# What is quieter than about one step of 16 bits cannot be heard: amplified as far as
+# `listen` goes, it is still 50 dB below full scale.
+SILENT_DB = -90.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,7 @@ class Player:
 
     Attributes:
       id: the sound's name there; empty where there is none.
+      silence: what there is instead of a sound; empty where there is something to hear.
       start_s: where in the clip it begins.
       length_s: how long it is.
       gain_db: by how much it is louder than the recording.
@@ -45,6 +51,7 @@ class Player:
     """
 
     id: str = ""
+    silence: str = ""
     start_s: float = 0.0
     length_s: float = 0.0
     gain_db: float = 0.0
@@ -120,9 +127,13 @@ class Store:
         if isinstance(sound, audio.AudioError):
             return Player(problem=f"{Path(sound.path).name}: {sound.reason}")
         if areas:
+            if min(area.start_s or 0.0 for area in areas) >= _length_s(sound):
+                return Player(silence="in the silence appended to the clip")
             # The region alone can be far too quiet to hear; the page says how much
             # louder it was made.
             sound = listen.region(sound, areas, amplify=True)
+        if _peak_db(sound) < SILENT_DB:
+            return Player(silence="no sound here" if areas else "silent throughout")
         try:
             flac = listen.to_flac(_sixteen_bits(sound))
         except ValueError as error:  # a sample rate that FLAC does not know
@@ -132,9 +143,19 @@ class Store:
         return Player(
             id=name,
             start_s=sound.start_s,
-            length_s=len(sound.samples) / sound.sample_rate,
+            length_s=_length_s(sound),
             gain_db=sound.gain_db,
         )
+
+
+def _length_s(sound: listen.Sound) -> float:
+    return len(sound.samples) / sound.sample_rate
+
+
+def _peak_db(sound: listen.Sound) -> float:
+    """The recording's own, before it was made louder."""
+    peak = float(np.abs(sound.samples).max())
+    return 20 * math.log10(peak) - sound.gain_db if peak > 0 else -math.inf
 
 
 def _sixteen_bits(sound: listen.Sound) -> listen.Sound:

@@ -68,6 +68,17 @@ class View:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the classifier says of a clip: words, then `(name, probability)`s."""
+
+    words: str
+    classes: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        return f"{self.words}: {', '.join(name for name, _ in self.classes)}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
     """A clip and all its explanations."""
 
@@ -76,6 +87,7 @@ class Clip:
     span: str
     figure: panel.Panel | None
     result: explanation.Explanation
+    verdict: Verdict
     classes: tuple[tuple[str, float, bool], ...]
     num_other: int
     most_other: float
@@ -134,20 +146,21 @@ def _clip(
     explained = {r.target for r in results}
     listed = [c for n, c in enumerate(order) if n < MOST_CLASSES or c in explained]
     other = [c for c in order if c not in listed]
-    span = ""
+    time = ""
     figure = None
     if result.front_end is not None:
-        end = result.offset_s + result.front_end.clip_s
-        span = f"{_seconds(result.offset_s)}–{_seconds(end)} s"
+        start, length = float(result.offset_s), float(result.front_end.clip_s)
+        time = span(start, start + length)
     if result.spectrogram is not None:
         text = f"Spectrogram of {path.name}."
         figure = panel.make(result, store, text, limits=limits)
     return Clip(
         id=name,
         name=path.name or result.source,
-        span=span,
+        span=time,
         figure=figure,
         result=result,
+        verdict=_verdict(result),
         classes=tuple(
             (
                 result.class_names[c],
@@ -159,6 +172,17 @@ def _clip(
         num_other=len(other),
         most_other=float(probabilities[other].max()) if other else 0.0,
         views=tuple(_view(r, store, limits) for r in results),
+    )
+
+
+def _verdict(result: explanation.Explanation) -> Verdict:
+    words = "Found" if result.found else "Nothing found; most likely"
+    if result.activation == "softmax":
+        words = "Predicted"
+    names, probabilities = result.class_names, result.probabilities
+    classes = result.found or (result.predicted,)
+    return Verdict(
+        words=words, classes=tuple((names[c], float(probabilities[c])) for c in classes)
     )
 
 
@@ -254,10 +278,14 @@ def _example(
     )
 
 
-def _seconds(value: float) -> str:
-    """To a hundredth, without zeros that say nothing."""
-    text = f"{value:.2f}"
-    return text.rstrip("0").rstrip(".")
+def span(start_s: float, end_s: float) -> str:
+    """To a hundredth of a second, without zeros that say nothing.
+
+    >>> span(2.5, 10.0)
+    '2.5–10 s'
+    """
+    start, end = (f"{x:.2f}".rstrip("0").rstrip(".") for x in (start_s, end_s))
+    return f"{start}–{end} s"
 
 
 def number(value: float | int, form: str) -> str:
