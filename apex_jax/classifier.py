@@ -142,6 +142,20 @@ def probabilities(
     raise ValueError(f"activation must be softmax or sigmoid; got {activation!r}")
 
 
+def found(
+    logits: Float[Array | np.ndarray, " classes"], activation: Activation
+) -> tuple[int, ...]:
+    """The classes that a classifier finds in a clip, most likely first.
+
+    The most likely one under softmax; under sigmoid each with a probability above one
+    half, which can be none.
+    """
+    order = np.argsort(-np.asarray(logits), kind="stable").tolist()
+    if activation == "softmax":
+        return (order[0],)
+    return tuple(c for c in order if logits[c] > 0)
+
+
 def pool(feature_map: Float[Array | np.ndarray, "*batch freq time chan"]) -> jax.Array:
     """Global average pooling, `[*batch, chan]`: the mean over rows and columns.
 

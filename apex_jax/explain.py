@@ -24,13 +24,13 @@ from apex_jax import (
     bank,
     cache,
     checkpoint,
-    data,
     disentangle,
     explanation,
     gallery,
     schemes,
 )
 from apex_jax import classifier as classifier_lib
+from apex_jax import data as clips
 from apex_jax import explainer as explainer_lib
 from apex_jax.models import convnext
 
@@ -62,21 +62,14 @@ def save(
     banks = {"positive": explainer.positive, "negative": explainer.negative}
     if explainer.raw is not None:
         banks["raw"] = explainer.raw
-    used, packed = np.unique(
-        np.concatenate([np.asarray(b.clip).ravel() for b in banks.values()]),
-        return_inverse=True,
-    )
+    used, few_clips = bank.packed(list(banks.values()))
     arrays: dict[str, Any] = {
         "matrix": explainer.transform.matrix,
         "inverse": explainer.transform.inverse,
         "centre": explainer.transform.centre,
     }
-    positions = np.split(
-        packed.ravel(), np.cumsum([b.clip.size for b in banks.values()])[:-1]
-    )
-    for clips, (name, one) in zip(positions, banks.items(), strict=True):
+    for name, one in zip(banks, few_clips, strict=True):
         arrays[name] = {field: getattr(one, field) for field in _BANK}
-        arrays[name]["clip"] = clips.reshape(one.clip.shape).astype(np.int32)
     made: dict[str, Any] = {
         "scheme": explainer.scheme,
         "clips": [_listed(explainer.clips[i], directory) for i in used],
@@ -116,8 +109,13 @@ def save(
     )
 
 
-def load(directory: str | Path) -> Explainer:
+def load(directory: str | Path, *, data: str | Path | None = None) -> Explainer:
     """Reads what `save` wrote: a finished run, for one.
+
+    Args:
+      directory: the run's folder.
+      data: where the training clips lie now, if they have moved: a clip whose file is
+        gone is looked for there by the end of its path.
 
     Raises:
       FileNotFoundError: there is no such run.
@@ -169,7 +167,7 @@ def load(directory: str | Path) -> Explainer:
         positive=positive,
         negative=negative,
         raw=raw,
-        clips=tuple(_clip(clip, directory) for clip in made["clips"]),
+        clips=tuple(_clip(clip, directory, data) for clip in made["clips"]),
         front_end=settings and audio.FrontEnd.from_dict(settings),
         kept=kept,
         provenance=_provenance(made.get("provenance", {})),
@@ -177,17 +175,27 @@ def load(directory: str | Path) -> Explainer:
     )
 
 
-def _listed(clip: data.Clip, directory: Path) -> dict[str, Any]:
+def _listed(clip: clips.Clip, directory: Path) -> dict[str, Any]:
     path = Path(clip.path).absolute()
-    if path.is_relative_to(directory):
+    inside = path.is_relative_to(directory) and path.exists()
+    if inside:
         path = path.relative_to(directory)
-    return {**dataclasses.asdict(clip), "path": str(path)}
+    elif not path.exists():
+        path = Path(clip.path)  # a name, of a clip that came without a file
+    return {**dataclasses.asdict(clip), "path": str(path), "inside": inside}
 
 
-def _clip(listed: Mapping[str, Any], directory: Path) -> data.Clip:
-    label = listed["label"]
-    return data.Clip(
-        path=directory / listed["path"],  # joined, an absolute path stays as it is
+def _clip(
+    listed: Mapping[str, Any], directory: Path, moved: str | Path | None
+) -> clips.Clip:
+    path, label = Path(listed["path"]), listed["label"]
+    if listed.get("inside", not path.is_absolute()):
+        path = directory / path
+    if moved is not None and not path.exists():
+        ends = (Path(moved, *path.parts[i:]) for i in range(1, len(path.parts)))
+        path = next((end for end in ends if end.exists()), path)
+    return clips.Clip(
+        path=path,
         label=tuple(label) if isinstance(label, list) else label,
         offset_s=listed["offset_s"],
         group=listed["group"],

@@ -12,8 +12,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, overload
+from typing import TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +31,9 @@ from apex_jax import (
     schemes,
 )
 from apex_jax import classifier as classifier_lib
+
+# Several clips to explain in one go.
+Several = list[look.Sound | look.Look] | tuple[look.Sound | look.Look, ...]
 
 
 @jax.jit
@@ -68,22 +70,12 @@ def _channels(
     return jax.vmap(one)(channels)
 
 
-@functools.partial(jax.jit, static_argnames=("grid",))
-def _heatmaps(
-    transform: disentangle.Transform,
-    head: classifier_lib.LinearHead,
-    views: schemes.Views,
-    channels: Int[Array, " clip"],
-    target: Int[Array, ""],
-    *,
-    grid: schemes.Grid,
-) -> Float[Array, "clip rows frames"]:
-    """Heatmap of one channel of each of several clips."""
+class Options(TypedDict, total=False):
+    """What is shown of a clip, see `Explainer.explain`."""
 
-    def one(views, channel):
-        return evidence.heatmap(head, transform, views, channel, target, grid=grid)
-
-    return jax.vmap(one)(views, channels)
+    num_channels: int | None
+    num_prototypes: int | None
+    num_negatives: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,6 +105,28 @@ class Explainer:
     kept: gallery.Kept | None = None
     provenance: explanation.Provenance = explanation.Provenance()
     chunk_size: int = 8
+
+    def __post_init__(self) -> None:
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1; got {self.chunk_size}")
+        banks = [self.positive, self.negative]
+        banks += [] if self.raw is None else [self.raw]
+        if len({one.scheme for one in banks}) > 1:
+            raise ValueError(
+                "positive, negative and raw must be of one scheme; got "
+                f"{', '.join(one.scheme for one in banks)}"
+            )
+        last = max(int(np.max(np.asarray(one.clip))) for one in banks)
+        if last >= len(self.clips):
+            raise ValueError(
+                f"clips must hold every clip that a bank points to, at least {last + 1}"
+                f"; got {len(self.clips)}"
+            )
+        if self.kept is not None and len(self.kept) != len(self.clips):
+            raise ValueError(
+                f"kept must hold one map a clip, {len(self.clips)}; got "
+                f"{len(self.kept)}"
+            )
 
     @property
     def scheme(self) -> schemes.Scheme:
@@ -152,41 +166,45 @@ class Explainer:
     @overload
     def __call__(
         self,
-        sound: look.Sound,
+        sound: look.Sound | look.Look,
         *,
         sample_rate: int | None = None,
         offset_s: float = 0.0,
-        **options: Any,
+        target: str | int | np.integer | None = None,
+        **options: Unpack[Options],
     ) -> explanation.Explanation: ...
 
     @overload
     def __call__(
         self,
-        sound: list[look.Sound] | tuple[look.Sound, ...],
+        sound: Several,
         *,
         sample_rate: int | None = None,
         offset_s: float = 0.0,
-        **options: Any,
+        target: str | int | np.integer | None = None,
+        **options: Unpack[Options],
     ) -> list[explanation.Explanation]: ...
 
     def __call__(
         self,
-        sound: look.Sound | list[look.Sound] | tuple[look.Sound, ...],
+        sound: look.Sound | look.Look | Several,
         *,
         sample_rate: int | None = None,
         offset_s: float = 0.0,
-        **options: Any,
+        target: str | int | np.integer | None = None,
+        **options: Unpack[Options],
     ) -> explanation.Explanation | list[explanation.Explanation]:
         """Explains a clip, or each of several.
 
         Args:
           sound: a file, a waveform `[sample]`, a spectrogram of the front end's shape
-            and units, or a list of them. A clip is `front_end.clip_s` long: longer
-            sounds are cut, shorter ones padded.
+            and units, what `look` or `look_at_map` gave, or a list of them. A clip is
+            `front_end.clip_s` long: longer sounds are cut, shorter ones padded.
           sample_rate: of a waveform, Hz; a waveform without one is refused.
           offset_s: where in the file, or the waveform, the clip starts.
-          **options: `target`, `num_channels`, `num_prototypes` and `num_negatives`,
-            see `explain`.
+          target: name or index of the class to explain; None for the predicted one.
+          **options: `num_channels`, `num_prototypes` and `num_negatives`, see
+            `explain`.
 
         Returns:
           An explanation; a list of them for a list of sounds.
@@ -199,16 +217,16 @@ class Explainer:
         several = isinstance(sound, list | tuple)
         sounds = sound if isinstance(sound, list | tuple) else [sound]
         seen = self._looks([(one, offset_s) for one in sounds], sample_rate)
-        found = [self.explain(one, **options) for one in seen]
+        found = [self.explain(one, target=target, **options) for one in seen]
         return found if several else found[0]
 
     def positives(
         self,
-        sound: look.Sound,
+        sound: look.Sound | look.Look,
         *,
         sample_rate: int | None = None,
         offset_s: float = 0.0,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> tuple[explanation.Explanation, ...]:
         """Explains each class that a multi-label classifier finds, likeliest first.
 
@@ -221,7 +239,7 @@ class Explainer:
           offset_s: where the clip starts.
           **options: `num_channels`, `num_prototypes`, `num_negatives`.
         """
-        seen = self.look(sound, sample_rate=sample_rate, offset_s=offset_s)
+        (seen,) = self._looks([(sound, offset_s)], sample_rate)
         return tuple(
             self.explain(seen, target=target, **options)
             for target in self._positive(seen)
@@ -234,14 +252,14 @@ class Explainer:
         hop_s: float | None = None,
         positives: bool = False,
         target: str | int | np.integer | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> Iterator[explanation.Explanation]:
         """Explains a long recording window by window, in order of time.
 
         Args:
           path: the recording.
           hop_s: from one window to the next; None for windows that touch. A last
-            stretch shorter than half a window is left out.
+            window ends where the recording does, and may overlap the one before.
           positives: each class that is found in a window, as `positives` does.
           target: the class to explain in every window; None for the predicted one.
           **options: `num_channels`, `num_prototypes`, `num_negatives`.
@@ -259,12 +277,7 @@ class Explainer:
         self, path: str | os.PathLike, *, hop_s: float | None = None
     ) -> list[float]:
         """Where the windows of a recording start, in seconds; see `windows`."""
-        clip_s = self._front_end().clip_s
-        hop_s = clip_s if hop_s is None else hop_s
-        if not hop_s > 0:
-            raise ValueError(f"hop_s must be positive seconds; got {hop_s}")
-        last_s = max(0.0, audio.duration(Path(path)) - clip_s / 2)
-        return [n * hop_s for n in range(int(last_s / hop_s + 1e-6) + 1)]
+        return look.offsets(self._front_end(), path, hop_s)
 
     def from_map(
         self,
@@ -272,45 +285,68 @@ class Explainer:
         *,
         logits: Float[np.ndarray, " classes"] | None = None,
         spectrogram: Float[np.ndarray, "rows frames"] | None = None,
-        source: str = "feature map",
+        source: str | os.PathLike = "feature map",
         offset_s: float = 0.0,
         target: str | int | np.integer | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> explanation.Explanation:
         """Explains a clip by its feature map, computed by any framework.
+
+        Short for `explain(look_at_map(...))`; see there.
+
+        Args:
+          feature_map: the folded map `[F, T, chan]`, or its averages.
+          logits: the network's own.
+          spectrogram: to draw regions on.
+          source: the clip's file, if there is one.
+          offset_s: where in it the clip starts.
+          target: name or index of the class to explain; None for the predicted one.
+          **options: `num_channels`, `num_prototypes`, `num_negatives`.
+        """
+        seen = self.look_at_map(
+            feature_map,
+            logits=logits,
+            spectrogram=spectrogram,
+            source=source,
+            offset_s=offset_s,
+        )
+        return self.explain(seen, target=target, **options)
+
+    def look_at_map(
+        self,
+        feature_map: Float[np.ndarray, "freq time chan"] | schemes.Views,
+        *,
+        logits: Float[np.ndarray, " classes"] | None = None,
+        spectrogram: Float[np.ndarray, "rows frames"] | None = None,
+        source: str | os.PathLike = "feature map",
+        offset_s: float = 0.0,
+    ) -> look.Look:
+        """A clip by its feature map, for `__call__`, `positives` and `explain`.
 
         Args:
           feature_map: the folded map `[F, T, chan]`, or its averages.
           logits: the network's own, against which the map and the head are checked;
             None: what the head says of the map.
-          spectrogram: to draw regions on.
+          spectrogram: to draw regions on, as large as the training clips'; None for
+            that of `source`, where there is a front end and a file, else none.
           source: the clip's file, if there is one; it is what will be heard.
           offset_s: where in it the clip starts.
-          target: name or index of the class to explain; None for the predicted one.
-          **options: `num_channels`, `num_prototypes`, `num_negatives`.
+
+        Raises:
+          ValueError: a shape that does not fit, or values that are not finite.
         """
-        views = feature_map
-        if not isinstance(views, schemes.Views):
-            views = schemes.views(jnp.asarray(views), keep_cells=True)
-        chan = self.classifier.head.weight.shape[1]
-        if views.rows.ndim != 2 or views.rows.shape[1] != chan:
-            raise ValueError(
-                f"feature_map must be [F, T, {chan}], as wide as the head; got rows "
-                f"{views.rows.shape} and columns {views.columns.shape}"
-            )
-        if logits is None:
-            pooled = jnp.mean(jnp.asarray(views.rows), axis=0)
-            logits = np.asarray(self.classifier.head(pooled))
-        return self.explain(
-            look.Look(
-                source=source,
-                offset_s=offset_s,
-                spectrogram=spectrogram,
-                views=jax.tree.map(np.asarray, views),
-                logits=np.asarray(logits, np.float32),
-            ),
-            target=target,
-            **options,
+        sized = self.front_end is not None or (
+            self.kept is not None and self.kept.spectrogram is not None
+        )
+        return look.of_map(
+            feature_map,
+            self.classifier.head,
+            logits=logits,
+            spectrogram=spectrogram,
+            shape=self.input_shape if sized else None,
+            source=source,
+            offset_s=offset_s,
+            front_end=self.front_end,
         )
 
     def look(
@@ -321,7 +357,8 @@ class Explainer:
         offset_s: float = 0.0,
     ) -> look.Look:
         """What the network makes of one clip; see `__call__` for the arguments."""
-        return next(self._looks([(sound, offset_s)], sample_rate))
+        (seen,) = self._looks([(sound, offset_s)], sample_rate)
+        return seen
 
     def explain(
         self,
@@ -440,18 +477,29 @@ class Explainer:
         return explanation.areas(grid, self.scheme, location, self.front_end)
 
     def _looks(
-        self, sounds: Sequence[tuple[look.Sound, float]], sample_rate: int | None
+        self,
+        sounds: Sequence[tuple[look.Sound | look.Look, float]],
+        sample_rate: int | None,
     ) -> Iterator[look.Look]:
-        return look.looks(
-            self.classifier,
-            self._front_end(),
-            sounds,
-            sample_rate=sample_rate,
-            chunk_size=self.chunk_size,
-        )
+        """Of sounds what the network makes of them; looks as they are."""
+        ready = [isinstance(sound, look.Look) for sound, _ in sounds]
+        made: Iterator[look.Look] = iter(())
+        if not all(ready):
+            made = look.looks(
+                self.classifier,
+                self._front_end(),
+                [one for one, done in zip(sounds, ready, strict=True) if not done],
+                sample_rate=sample_rate,
+                chunk_size=self.chunk_size,
+            )
+        for (sound, _), done in zip(sounds, ready, strict=True):
+            yield sound if done else next(made)
 
     @functools.cached_property
-    def _gallery(self) -> gallery.Gallery:
+    def _gallery(self) -> gallery.Gallery | gallery.Kept:
+        """The training clips as the network sees them."""
+        if self.kept is not None:
+            return self.kept
         return gallery.Gallery(
             self.classifier, self._front_end(), self.clips, self.chunk_size
         )
@@ -466,14 +514,11 @@ class Explainer:
 
     def _positive(self, seen: look.Look) -> list[int]:
         """The classes to explain of a clip, the most likely first."""
-        order = np.argsort(-seen.logits, kind="stable").tolist()
-        if self.classifier.activation == "softmax":
-            return order[:1]
-        return [c for c in order if seen.logits[c] > 0] or order[:1]
+        found = classifier_lib.found(seen.logits, self.classifier.activation)
+        return list(found) or [int(np.argmax(seen.logits))]
 
     def class_index(self, target: str | int | np.integer) -> int:
         """Index of a class by name or number, or a ValueError that lists them."""
-        """The index of a class given by name or index; ValueError if there is none."""
         names = self.classifier.class_names
         if isinstance(target, str) and target in names:
             return names.index(target)
@@ -508,53 +553,20 @@ class Explainer:
         num: int,
     ) -> list[tuple[explanation.Prototype, ...]]:
         """The first `num` prototypes of each channel, with heatmaps for a class."""
-        pairs = [(int(k), rank) for k in channels for rank in range(num)]
-        clip_index, activation, purity, location = (
-            np.asarray(a)
-            for a in (
-                prototypes.clip,
-                prototypes.activation,
-                prototypes.purity,
-                prototypes.location,
-            )
+        return gallery.prototypes(
+            self._gallery,
+            prototypes,
+            self.clips,
+            self.classifier.class_names,
+            channels,
+            target,
+            num,
+            transform=self.transform,
+            head=self.head,
+            grid=self.grid(),
+            front_end=self.front_end,
+            chunk_size=self.chunk_size,
         )
-        grid = self.grid()
-        shown: list[explanation.Prototype] = []
-        for first in range(0, len(pairs), self.chunk_size):
-            chunk = pairs[first : first + self.chunk_size]
-            chosen = [int(clip_index[pair]) for pair in chunk]
-            seen = (
-                self._gallery[chosen]
-                if self.kept is None
-                else [self.kept[i] for i in chosen]
-            )
-            # Filled up with the first, so that every batch has one shape.
-            filler = [0] * (self.chunk_size - len(chunk))
-            order = [*range(len(chunk)), *filler]
-            heat = _heatmaps(
-                self.transform,
-                self.head,
-                jax.tree.map(lambda *a: np.stack(a), *(seen[i][0] for i in order)),
-                np.array([chunk[i][0] for i in order], np.int32),
-                jnp.int32(target),
-                grid=grid,
-            )
-            for i, pair in enumerate(chunk):
-                clip, (row, column) = self.clips[clip_index[pair]], location[pair]
-                names = (self.classifier.class_names[c] for c in clip.labels)
-                shown.append(
-                    explanation.Prototype(
-                        clip=clip,
-                        class_name=", ".join(names),
-                        activation=float(activation[pair]),
-                        purity=float(purity[pair]),
-                        location=(int(row), int(column)),
-                        areas=self.areas(grid, location[pair]),
-                        spectrogram=seen[i][1],
-                        heatmap=np.asarray(heat[i]),
-                    )
-                )
-        return [tuple(shown[i * num : (i + 1) * num]) for i in range(len(channels))]
 
 
 def _count(name: str, value: int | None, least: int, usual: int, most: int) -> int:

@@ -185,6 +185,11 @@ class Explanation:
         """Of each class, `[classes]`: they sum to 1 under softmax only."""
         return classifier_lib.probabilities(self.logits, self.activation)
 
+    @property
+    def found(self) -> tuple[int, ...]:
+        """The classes that the classifier finds, see `classifier.found`."""
+        return classifier_lib.found(self.logits, self.activation)
+
     def _repr_html_(self) -> str:
         """What a notebook shows of it: the report, with players."""
         # The one import against the flow: a notebook asks the value itself.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from apex_jax import (
     explain,
     explanation,
     gallery,
+    look,
     optimize,
     schemes,
 )
@@ -167,7 +169,7 @@ def from_maps(
       scheme: where prototypes lie.
       class_names: one a class; None for their numbers.
       clips: where the maps come from, files and classes; None for unnamed clips of
-        the classes that `logits` say.
+        the classes that `logits` say. Those that no bank points to are forgotten.
       activation: how logits become probabilities.
       front_end: tells the seconds and hertz of a region; None for pixels alone.
       spectrograms: to draw prototypes on; None for those of `clips`' files where
@@ -197,13 +199,6 @@ def from_maps(
             data.Clip(path=f"clip {i}", label=int(label))
             for i, label in enumerate(best)
         ]
-    elif spectrograms is None and front_end is not None:
-        waveforms = (
-            audio.load_clip(clip.path, front_end, clip.offset_s) for clip in clips
-        )
-        spectrograms = np.concatenate(
-            [audio.spectrogram(front_end, waveform[None]) for waveform in waveforms]
-        )
     for name, given in (("clips", clips), ("spectrograms", spectrograms)):
         if given is not None and len(given) != features.num_clips:
             raise ValueError(
@@ -220,10 +215,40 @@ def from_maps(
         mesh=mesh,
         on_epoch=on_epoch,
     )
-    views = jax.tree.map(np.asarray, features.views)
-    kept = gallery.Kept(views=views, spectrogram=spectrograms)
+    small = _without_network(made.explainer, features.views, spectrograms)
+    return dataclasses.replace(made, explainer=small)
+
+
+def _without_network(
+    explainer: explain.Explainer,
+    views: schemes.Views,
+    spectrograms: np.ndarray | None,
+) -> explain.Explainer:
+    """The explainer with the maps of the clips that banks point to, and no others."""
+    assert explainer.raw is not None
+    banks = [explainer.positive, explainer.negative, explainer.raw]
+    used, (positive, negative, raw) = bank.packed(banks)
+    clips = tuple(explainer.clips[i] for i in used)
+    if spectrograms is not None:
+        spectrograms = np.asarray(spectrograms)[used]
+    elif explainer.front_end is not None and all(Path(c.path).is_file() for c in clips):
+        spectrograms = np.stack(
+            [
+                look.spectrogram_of(
+                    explainer.front_end,
+                    audio.load_clip(clip.path, explainer.front_end, clip.offset_s),
+                )
+                for clip in clips
+            ]
+        )
+    views = jax.tree.map(lambda a: np.asarray(a)[used], views)
     return dataclasses.replace(
-        made, explainer=dataclasses.replace(made.explainer, kept=kept)
+        explainer,
+        positive=positive,
+        negative=negative,
+        raw=raw,
+        clips=clips,
+        kept=gallery.Kept(views=views, spectrogram=spectrograms),
     )
 
 

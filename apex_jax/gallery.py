@@ -1,19 +1,33 @@
-"""The training clips that banks point to, as the network sees them.
+"""The prototypes that are shown: training clips as the network sees them.
 
-Prototypes come up again and again, so the last ones are kept. Where the network cannot
-be run on the clips' files, their maps were kept when the explainer was made.
+In come banks, channels and a class; out come `explanation.Prototype`s with their
+pictures. The clips are run through the network again, the last ones kept since
+prototypes come up again and again. Where the network cannot be run, the clips' maps
+were kept when the explainer was made.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
-from apex_jax import audio, data, look, schemes
+from apex_jax import (
+    audio,
+    bank,
+    data,
+    disentangle,
+    evidence,
+    explanation,
+    look,
+    schemes,
+)
 from apex_jax import classifier as classifier_lib
 
 RECENT_CLIPS = 64
@@ -34,13 +48,22 @@ class Kept:
     views: schemes.Views
     spectrogram: np.ndarray | None = None
 
-    def __getitem__(self, index: int) -> Seen:
-        """One clip."""
-        views = jax.tree.map(lambda a: np.asarray(a[index]), self.views)
-        return views, None if self.spectrogram is None else self.spectrogram[index]
+    def __len__(self) -> int:
+        return len(self.views.rows)
+
+    def __getitem__(self, indices: Sequence[int]) -> list[Seen]:
+        """Some of the clips."""
+        picture = self.spectrogram
+        return [
+            (
+                jax.tree.map(lambda a, i=i: np.asarray(a[i]), self.views),
+                None if picture is None else picture[i],
+            )
+            for i in indices
+        ]
 
     def take(self, indices: np.ndarray) -> Kept:
-        """Some of the clips, in the order asked for."""
+        """Only these clips, in this order."""
         chosen = jax.tree.map(lambda a: np.asarray(a)[indices], self.views)
         picture = self.spectrogram
         return Kept(
@@ -72,11 +95,7 @@ class Gallery:
         """
         new = [i for i in dict.fromkeys(indices) if i not in self._recent]
         if new:
-            spectrograms = []
-            for i in new:
-                clip = self._clips[i]
-                waveform = audio.load_clip(clip.path, self._front_end, clip.offset_s)
-                spectrograms.append(look.spectrogram(self._front_end, waveform))
+            spectrograms = [self._spectrogram(self._clips[i]) for i in new]
             views, _ = look.run(self._classifier, spectrograms, self._chunk_size)
             for n, i in enumerate(new):
                 # A copy: a view would keep the whole batch.
@@ -88,3 +107,101 @@ class Gallery:
         while len(self._recent) > max(RECENT_CLIPS, self._chunk_size):
             self._recent.popitem(last=False)
         return found
+
+    def _spectrogram(self, clip: data.Clip) -> np.ndarray:
+        try:
+            waveform = audio.load_clip(clip.path, self._front_end, clip.offset_s)
+        except audio.AudioError as error:
+            raise audio.AudioError(
+                error.path,
+                f"{error.reason}. It is a training clip that prototypes are shown of; "
+                "explain.load(run, data=FOLDER) finds clips that have moved to FOLDER",
+            ) from error
+        return look.spectrogram_of(self._front_end, waveform)
+
+
+@functools.partial(jax.jit, static_argnames=("grid",))
+def _heatmaps(
+    transform: disentangle.Transform,
+    head: classifier_lib.LinearHead,
+    views: schemes.Views,
+    channels: Int[Array | np.ndarray, " clip"],
+    target: Int[Array, ""],
+    *,
+    grid: schemes.Grid,
+) -> Float[Array, "clip rows frames"]:
+    """Heatmap of one channel of each of several clips."""
+
+    def one(views, channel):
+        return evidence.heatmap(head, transform, views, channel, target, grid=grid)
+
+    return jax.vmap(one)(views, channels)
+
+
+def prototypes(
+    source: Gallery | Kept,
+    prototypes: bank.Bank,
+    clips: Sequence[data.Clip],
+    class_names: Sequence[str],
+    channels: Sequence[int] | np.ndarray,
+    target: int,
+    num: int,
+    *,
+    transform: disentangle.Transform,
+    head: classifier_lib.LinearHead,
+    grid: schemes.Grid,
+    front_end: audio.FrontEnd | None,
+    chunk_size: int,
+) -> list[tuple[explanation.Prototype, ...]]:
+    """The first `num` prototypes of each channel.
+
+    Args:
+      source: the training clips as the network sees them.
+      prototypes: which of them, and where in them.
+      clips: their files and classes.
+      class_names: in the order of the clips' labels.
+      channels: whose prototypes.
+      target: the class that heatmaps speak for.
+      num: prototypes a channel.
+      transform: U, mu.
+      head: the compensated head.
+      grid: how maps lie on spectrograms.
+      front_end: tells seconds and hertz, or None.
+      chunk_size: clips in memory at a time.
+    """
+    pairs = [(int(k), rank) for k in channels for rank in range(num)]
+    clip_index, activation, purity, location = (
+        np.asarray(getattr(prototypes, name))
+        for name in ("clip", "activation", "purity", "location")
+    )
+    shown: list[explanation.Prototype] = []
+    for first in range(0, len(pairs), chunk_size):
+        chunk = pairs[first : first + chunk_size]
+        seen = source[[int(clip_index[pair]) for pair in chunk]]
+        # Filled up with the first, so that every batch has one shape.
+        order = [*range(len(chunk)), *[0] * (chunk_size - len(chunk))]
+        heat = _heatmaps(
+            transform,
+            head,
+            jax.tree.map(lambda *a: np.stack(a), *(seen[i][0] for i in order)),
+            np.array([chunk[i][0] for i in order], np.int32),
+            jnp.int32(target),
+            grid=grid,
+        )
+        for i, pair in enumerate(chunk):
+            clip, (row, column) = clips[clip_index[pair]], location[pair].tolist()
+            shown.append(
+                explanation.Prototype(
+                    clip=clip,
+                    class_name=", ".join(class_names[c] for c in clip.labels),
+                    activation=float(activation[pair]),
+                    purity=float(purity[pair]),
+                    location=(row, column),
+                    areas=explanation.areas(
+                        grid, prototypes.scheme, location[pair], front_end
+                    ),
+                    spectrogram=seen[i][1],
+                    heatmap=np.asarray(heat[i]),
+                )
+            )
+    return [tuple(shown[i * num : (i + 1) * num]) for i in range(len(channels))]

@@ -82,6 +82,97 @@ def looks(
             yield Look(**facts, views=mine, logits=logits[i])
 
 
+def offsets(
+    front_end: audio.FrontEnd, path: str | os.PathLike, hop_s: float | None = None
+) -> list[float]:
+    """Where the windows of a recording start, in seconds.
+
+    Args:
+      front_end: for the length of a window.
+      path: the recording.
+      hop_s: from one window to the next; None for windows that touch.
+
+    Returns:
+      One offset at least. The last window ends where the recording does.
+
+    Raises:
+      AudioError: the recording cannot be used.
+      ValueError: `hop_s` is not positive.
+    """
+    hop_s = float(front_end.clip_s if hop_s is None else hop_s)
+    if not hop_s > 0:
+        raise ValueError(f"hop_s must be positive seconds; got {hop_s}")
+    last_s = audio.duration(Path(path)) - front_end.clip_s
+    # To a sample: lengths in seconds are quotients.
+    sample_s = 1 / front_end.sample_rate
+    starts = [n * hop_s for n in range(1 + int(max(0.0, last_s + sample_s) / hop_s))]
+    return starts if last_s - starts[-1] <= sample_s else [*starts, last_s]
+
+
+def of_map(
+    feature_map: Float[np.ndarray, "freq time chan"] | schemes.Views,
+    head: classifier_lib.LinearHead,
+    *,
+    logits: Float[np.ndarray, " classes"] | None = None,
+    spectrogram: Float[np.ndarray, "rows frames"] | None = None,
+    shape: tuple[int, int] | None = None,
+    source: str | os.PathLike = "feature map",
+    offset_s: float = 0.0,
+    front_end: audio.FrontEnd | None = None,
+) -> Look:
+    """A look at a clip whose feature map was computed elsewhere.
+
+    Args:
+      feature_map: the folded map `[F, T, chan]`, or its averages.
+      head: the network's linear layer.
+      logits: the network's own; None: what `head` says of the map.
+      spectrogram: to draw on; None for that of `source`, if it can be had.
+      shape: what the spectrogram has to be like; None for any.
+      source: the clip's file, if there is one.
+      offset_s: where in it the clip starts.
+      front_end: settings of the spectrogram, or None.
+
+    Raises:
+      AudioError: `source` is a file that cannot be used.
+      ValueError: a shape that does not fit, or values that are not finite.
+    """
+    views = feature_map
+    if not isinstance(views, schemes.Views):
+        views = schemes.views(jnp.asarray(views), keep_cells=True)
+    chan = head.weight.shape[1]
+    if views.rows.ndim != 2 or views.rows.shape[1] != chan:
+        raise ValueError(
+            f"feature_map must be [F, T, {chan}], as wide as the head; got rows "
+            f"{views.rows.shape} and columns {views.columns.shape}"
+        )
+    if logits is None:
+        logits = np.asarray(head(jnp.mean(jnp.asarray(views.rows), axis=0)))
+    sound_s = None
+    if front_end is not None and Path(source).is_file():
+        path = Path(source)
+        sound_s = min(audio.duration(path) - offset_s, float(front_end.clip_s))
+        if spectrogram is None:
+            waveform = audio.load_clip(path, front_end, offset_s)
+            spectrogram = spectrogram_of(front_end, waveform)
+    if spectrogram is not None:
+        if shape is not None and spectrogram.shape != shape:
+            raise ValueError(
+                f"spectrogram must be {list(shape)}, as the training clips'; got "
+                f"{list(spectrogram.shape)}"
+            )
+        if not np.isfinite(spectrogram).all():
+            raise ValueError("spectrogram must be finite; got NaN or infinity")
+        spectrogram = _constant(spectrogram)
+    return Look(
+        source=str(source),
+        offset_s=float(offset_s),
+        sound_s=sound_s,
+        spectrogram=spectrogram,
+        views=jax.tree.map(_constant, views),
+        logits=_constant(logits),
+    )
+
+
 def run(
     classifier: classifier_lib.Classifier,
     spectrograms: Sequence[np.ndarray],
@@ -104,7 +195,7 @@ def network(
     return schemes.views(feature_map, keep_cells=True), logits
 
 
-def spectrogram(
+def spectrogram_of(
     front_end: audio.FrontEnd, waveform: Float[np.ndarray, " sample"]
 ) -> Float[np.ndarray, "freq time"]:
     """The spectrogram of one clip, on the host."""
@@ -157,11 +248,11 @@ def _read(
     return {
         **facts,
         "offset_s": float(offset_s),
-        "spectrogram": spectrogram(front_end, waveform),
+        "spectrogram": spectrogram_of(front_end, waveform),
     }
 
 
-def _constant(values: np.ndarray) -> np.ndarray:
+def _constant(values: jax.Array | np.ndarray) -> np.ndarray:
     """A float32 copy that nobody changes."""
     copy = np.array(values, np.float32)
     copy.setflags(write=False)

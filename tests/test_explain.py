@@ -427,6 +427,9 @@ def test_several_sounds_at_once(explainer):
     for one, sound in zip(found, sounds, strict=True):
         rate = {"sample_rate": FRONT_END.sample_rate}
         assert_same(one, explainer(sound, **rate, **options))
+    looks = [explainer.look(paths[0]), paths[1], explainer.look(paths[2])]
+    for one, other in zip(explainer(looks, **options), found, strict=False):
+        assert_same(one, other)
     assert explainer([]) == []
     assert len(explainer((paths[0],))) == 1
 
@@ -490,8 +493,13 @@ def test_each_class_that_is_found(multi):
         )
         wanted = some(path, target=one.target, num_channels=2, num_prototypes=1)
         assert_same(one, wanted)
+    assert found[0].found == (2, 0)
+    looked = some.positives(some.look(path), num_channels=2, num_prototypes=1)
+    for one, other in zip(found, looked, strict=True):
+        assert_same(one, other)
     none = shifted(multi, np.float32([-0.5, -1.0, -2.0]))
     assert [one.class_name for one in none.positives(path)] == ["low"]
+    assert none(path).found == ()
 
 
 def test_one_class_a_clip_is_the_likeliest(explainer):
@@ -509,9 +517,10 @@ def test_one_class_a_clip_is_the_likeliest(explainer):
     [
         (0.3, None, [0.0]),
         (1.0, None, [0.0, 0.5]),
-        (1.2, None, [0.0, 0.5]),  # 0.2 s left: less than half a window
-        (1.25, None, [0.0, 0.5, 1.0]),
-        (1.0, 0.25, [0.0, 0.25, 0.5, 0.75]),
+        (1.2, None, [0.0, 0.5, 0.7]),  # the last one ends with the recording
+        (1.25, None, [0.0, 0.5, 0.75]),
+        (1.0, 0.25, [0.0, 0.25, 0.5]),
+        (1.1, 0.4, [0.0, 0.4, 0.6]),
     ],
 )
 def test_windows_of_a_recording(seconds, hop_s, offsets, explainer, tmp_path, rng):
@@ -519,7 +528,8 @@ def test_windows_of_a_recording(seconds, hop_s, offsets, explainer, tmp_path, rn
     soundfile.write(path, 0.1 * rng.normal(size=round(seconds * rate)), rate)
     options = {"num_channels": 1, "num_prototypes": 1}
     found = list(explainer.windows(path, hop_s=hop_s, **options))
-    assert [one.offset_s for one in found] == offsets
+    assert [one.offset_s for one in found] == pytest.approx(offsets)
+    assert explainer.offsets(path, hop_s=hop_s) == pytest.approx(offsets)
     for one in found:
         alone = explainer(path, offset_s=one.offset_s, **options)
         assert_same(one, alone)
@@ -674,6 +684,41 @@ def test_clips_elsewhere_keep_their_paths_and_others_are_left_out(
     assert loaded.clips == (clips[2], clips[7])
     assert np.unique(loaded.positive.clip).tolist() == [1]
     assert np.unique(loaded.negative.clip).tolist() == [0]
+
+
+def test_training_clips_that_have_moved(explainers, run, tmp_path):
+    """Found again by the ends of their paths, wherever the folder lies now."""
+    explainer = explainers["time"]
+    old, new = tmp_path / "old" / "sounds", tmp_path / "new" / "place"
+    shutil.copytree(run / "wavs", old)
+    clips = [
+        dataclasses.replace(clip, path=old / clip.path.name) for clip in explainer.clips
+    ]
+    explain.save(tmp_path / "run", dataclasses.replace(explainer, clips=clips))
+    query = run / "wavs" / clips[0].path.name
+    before = explain.load(tmp_path / "run")(query)
+    new.parent.mkdir()
+    old.rename(new)
+    with pytest.raises(audio.AudioError, match=r"missing.*data=FOLDER"):
+        explain.load(tmp_path / "run")(query)
+    for folder in (new, run / "wavs"):
+        after = explain.load(tmp_path / "run", data=folder)
+        assert {clip.path.parent for clip in after.clips} == {folder}
+        assert_same(before, after(query))
+
+
+def test_parts_that_do_not_fit(explainers):
+    explainer = explainers["time"]
+    for changes, message in (
+        ({"chunk_size": 0}, "chunk_size must be at least 1; got 0"),
+        ({"clips": explainer.clips[:2]}, "every clip that a bank points to"),
+        (
+            {"negative": explainers["square"].negative},
+            "of one scheme; got time, square",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(explainer, **changes)
 
 
 def test_saving_over_a_run_takes_leave(explainer, tmp_path):

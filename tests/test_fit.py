@@ -16,6 +16,7 @@ from apex_jax import (
     explain,
     features,
     fit,
+    listen,
     optimize,
     schemes,
 )
@@ -158,6 +159,35 @@ def test_maps_that_do_not_fit(key, maps, logits, head):
         fitted(key, maps, logits, head, class_names=("a", "b", "c"))
 
 
+def test_what_was_given_is_neither_kept_nor_changed(key, maps, logits, head):
+    pictures = np.zeros((N, 12, 8), np.float32)
+    explainer = fitted(
+        key, maps, logits, head, spectrograms=pictures, stride=(4, 2)
+    ).explainer
+    picture, own = pictures[0].copy(), logits[0].copy()
+    found = explainer.from_map(maps[0], logits=own, spectrogram=picture)
+    picture[:], own[:] = 7, 99
+    assert found.spectrogram.max() == 0
+    assert found.logits.max() < 99
+    with pytest.raises(ValueError, match="read-only"):
+        found.spectrogram[0] = 1
+    with pytest.raises(ValueError, match=r"must be \[12, 8\].*got \[3, 5\]"):
+        explainer.from_map(maps[0], spectrogram=np.zeros((3, 5), np.float32))
+    with pytest.raises(ValueError, match="spectrogram must be finite"):
+        explainer.from_map(maps[0], spectrogram=np.full((12, 8), np.nan, np.float32))
+
+
+def test_several_maps_and_several_classes(key, maps, logits, head):
+    made = fitted(key, maps, logits, head, activation="sigmoid").explainer
+    looks = [made.look_at_map(one) for one in maps[:3]]
+    for n, found in enumerate(made(looks, num_channels=1)):
+        np.testing.assert_allclose(found.logits, logits[n], rtol=1e-4, atol=1e-4)
+    for look, own in zip(looks, logits, strict=False):
+        order = np.argsort(-own, kind="stable")
+        wanted = [c for c in order if own[c] > 0] or [order[0]]
+        assert [one.target for one in made.positives(look)] == wanted
+
+
 def test_saved_without_a_network(key, maps, logits, head, tmp_path):
     """The run holds the maps of the clips that banks point to, and no others."""
     pictures = np.arange(N * 12 * 8, dtype=np.float32).reshape(N, 12, 8)
@@ -173,11 +203,8 @@ def test_saved_without_a_network(key, maps, logits, head, tmp_path):
         assert first.areas[0].box.rows == (0.0, 12.0)
         assert first.heatmap.shape == (12, 8)
         for prototype in (*first.prototypes, *first.negatives):
-            number = (
-                int(prototype.clip.path.name.split()[1])
-                if one is back
-                else int(prototype.clip.path.split()[1])
-            )
+            # A name is no file: it stays as it is.
+            number = int(str(prototype.clip.path).removeprefix("clip "))
             np.testing.assert_array_equal(prototype.spectrogram, pictures[number])
 
 
@@ -187,6 +214,10 @@ def test_files_give_sound_and_picture(key, maps, logits, head, tmp_path):
     front_end = test_cache.FRONT_END
     made = fitted(key, maps, logits, head, clips=clips, front_end=front_end)
     found = made.explainer.from_map(maps[0], source=str(clips[0].path))
+    # The query's too, and its sound can be heard.
+    assert found.spectrogram.shape == front_end.shape
+    assert found.sound_s == pytest.approx(0.4)
+    assert len(listen.clip(found).samples) == 0.4 * 8000
     prototype = found.channels[0].prototypes[0]
     assert prototype.spectrogram.shape == front_end.shape
     assert prototype.heatmap.shape == front_end.shape
