@@ -37,9 +37,9 @@ def save(
     """Writes a checkpoint, a folder.
 
     Args:
-      path: the folder to create.
-      tree: arrays and Python scalars in nested dicts, none of them empty. Lists and
-        tuples both come back as lists.
+      path: the folder to create; with several processes one that all of them see.
+      tree: arrays and Python scalars in nested dicts, none of them empty, the same in
+        every process. Lists and tuples both come back as lists.
       metadata: anything JSON can hold.
       kind: what the tree is, "classifier" for one; `load` asks for it by this name.
       overwrite: replace a checkpoint that is already there.
@@ -65,7 +65,10 @@ def save(
     description = {"name": FORMAT, "version": VERSION, "kind": kind}
     ocp.save(
         written,
-        tree,
+        # Of several processes one writes NumPy's arrays; JAX's must be on all devices.
+        jax.tree.map(
+            lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, tree
+        ),
         overwrite=overwrite,
         custom_metadata={"format": description, "metadata": metadata},
     )
