@@ -36,7 +36,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three pages: one clip, explained in many ways; windows; hostile names."""
+    """One clip explained in many ways; windows; hostile names; several classes."""
     folder = tmp_path_factory.mktemp("pages")
     square = test_report.explained(folder, "square", name="a <clip>.wav")
     cross = test_report.explained(folder, "time_frequency", name="a <clip>.wav")
@@ -48,6 +48,13 @@ def folder(tmp_path_factory):
         dataclasses.replace(square, offset_s=offset_s) for offset_s in (0.0, 0.5, 1.0)
     ]
     report.write(folder / "windows.html", windows)
+    # The recording of two seconds ends within the last window, before its regions.
+    several = [
+        dataclasses.replace(one, offset_s=offset_s, sound_s=sound_s)
+        for offset_s, sound_s in ((0.0, 1.0), (0.9, 1.0), (1.8, 0.2))
+        for one in test_report.multi_label(square, [1.0, 2.5, -0.3], [1, 0])
+    ]
+    report.write(folder / "several.html", several)
     clip = dataclasses.replace(channel, index=0)
     prototype = square.channels[0].prototypes[0]
     named = dataclasses.replace(
@@ -125,7 +132,7 @@ def percent(page, at):
     return float(value.removesuffix("%"))
 
 
-@pytest.mark.parametrize("name", ["ways", "windows", "hostile"])
+@pytest.mark.parametrize("name", ["ways", "windows", "hostile", "several"])
 def test_it_renders_from_disk_without_network_or_complaint(open_page, name):
     page = open_page(name)
     # What the policy blocked would be on the console: see `Watched.check`.
@@ -278,6 +285,18 @@ def test_heatmaps_are_switched_on_and_printed(open_page):
     assert not button(page, "Clip").is_visible()
 
 
+def test_a_region_in_silence_has_words_but_its_clip_plays(open_page):
+    page = open_page("several")
+    figure = page.locator("#clip-2 .channel:visible .pair > figure").first
+    assert figure.locator("button.play").all_inner_texts() == ["Clip"]
+    words = figure.locator(".silent")
+    assert words.inner_text() == "Region: in the silence appended to the clip"
+    assert words.is_visible()
+    figure.locator("button.play").click()
+    until(page, f"{AUDIO}.currentTime > 0.05")
+    assert page.locator("#clip-0 .silent:visible").count() == 0
+
+
 def test_links_lead_to_the_windows(open_page):
     page = open_page("windows")
     page.locator(".overview a").nth(2).click()
@@ -294,7 +313,7 @@ def test_names_stay_text(open_page):
     assert page.locator("[onerror], [onclick], [style]").count() == 0
 
 
-@pytest.mark.parametrize("name", ["ways", "windows", "hostile"])
+@pytest.mark.parametrize("name", ["ways", "windows", "hostile", "several"])
 def test_nothing_is_wider_than_the_window(open_page, name):
     page = open_page(name)
     if name == "ways":
