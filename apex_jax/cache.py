@@ -201,7 +201,8 @@ def fingerprint(
             state = f"{stat.st_size} {stat.st_mtime_ns}"
         except OSError:
             state = "missing"
-        listing.update(f"{clip.path}\0{clip.offset_s}\0{state}\n".encode())
+        line = f"{clip.path}\0{clip.offset_s}\0{state}\n"
+        listing.update(line.encode(errors="surrogateescape"))  # names are bytes
     settings = json.dumps(front_end.to_dict(), sort_keys=True)
     return {
         "weights": weights_digest(classifier),

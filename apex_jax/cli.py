@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -68,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit status.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file may have a name that is no text; it can be named nevertheless.
+        sys.stdout.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if arguments is None else arguments
     name, *rest = list(given) or ["--help"]
     if name in ("-h", "--help"):
@@ -105,9 +109,7 @@ def _run(name: str, arguments: list[str]) -> int:
         getattr(module, command.config),
         prog=f"apex-jax {name}",
         args=arguments,
-        config=(tyro.conf.DisallowNone, tyro.conf.PositionalRequiredArgs)
-        if name == "convert"
-        else (tyro.conf.DisallowNone,),
+        config=(tyro.conf.DisallowNone,),
     )
     summary = module.main(config)
     return _say(summary) if isinstance(summary, str) else 0

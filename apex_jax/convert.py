@@ -15,13 +15,22 @@ import json
 import os
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import tyro
 
 # jax and flax wait until there is something to convert, so that --help is quick.
 if TYPE_CHECKING:
     from apex_jax.models import convnext
+
+
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of transformers
+
+
+def is_source(path: pathlib.Path) -> bool:
+    """Whether `load` is for this: a file, or a transformers folder."""
+    return path.is_file() or any((path / name).exists() for name in FOLDER_FILES)
 
 
 def load(
@@ -34,7 +43,8 @@ def load(
         a transformers folder.
 
     Returns:
-      The network, and the class names if a transformers `config.json` lies beside.
+      The network, and the class names if a transformers `config.json` lies beside
+      that has them.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -49,13 +59,9 @@ def _load(source: pathlib.Path) -> tuple[Any, tuple[str, ...] | None, Any]:
     from apex_jax.models import convnext_keys
 
     if source.is_dir():
-        candidates = [source / "model.safetensors", source / "pytorch_model.bin"]
-        found = [file for file in candidates if file.exists()]
+        found = [source / name for name in FOLDER_FILES if (source / name).exists()]
         if not found:
-            raise ValueError(
-                f"source {source} holds none of "
-                f"{', '.join(file.name for file in candidates)}"
-            )
+            raise ValueError(f"source {source} holds none of {', '.join(FOLDER_FILES)}")
         source = found[0]
     if not source.exists():
         raise FileNotFoundError(f"no file at {source}")
@@ -73,6 +79,8 @@ def _load(source: pathlib.Path) -> tuple[Any, tuple[str, ...] | None, Any]:
         state, head_norm_epsilon=settings.get("layer_norm_eps")
     )
     class_names = _read_names(described) if "id2label" in settings else None
+    if class_names == tuple(f"LABEL_{i}" for i in range(len(class_names or ()))):
+        class_names = None  # what transformers writes where nobody named the classes
     return model, class_names, dialect
 
 
@@ -140,16 +148,30 @@ class Convert:
         transformers folder.
       out: the checkpoint to write, a folder.
       class_names: a .txt with one name a line or a .json with a list or an id2label,
-        in the order of the logits. By default from the source, else the numbers.
+        in the order of the logits.
       front_end: a .json that says how the network's spectrograms are made.
       overwrite: replace a checkpoint that is already there.
     """
 
-    source: pathlib.Path
-    out: pathlib.Path
-    class_names: pathlib.Path | None = None
-    front_end: pathlib.Path | None = None
-    overwrite: bool = False
+    source: Annotated[
+        tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="SOURCE")
+    ]
+    out: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="OUT")]
+    class_names: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(
+            metavar="FILE",
+            help_behavior_hint="(default: the source's, else the classes' numbers)",
+        ),
+    ] = None
+    front_end: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(
+            metavar="FILE.json",
+            help_behavior_hint="(default: none; apex-jax fit then has to be told)",
+        ),
+    ] = None
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
 
 
 def main(config: Convert) -> str:
@@ -213,10 +235,8 @@ def _read_names(file: pathlib.Path) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    import tyro
-
     try:
-        summary = main(tyro.cli(Convert, config=(tyro.conf.PositionalRequiredArgs,)))
+        summary = main(tyro.cli(Convert))
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"convert: {error}")
     print(summary)  # noqa: T201

@@ -90,7 +90,10 @@ class SkipLog:
 
     def write_csv(self, path: str | Path) -> None:
         """Writes the entries under the header `path,reason`."""
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
+        # Names of files are bytes, which need not be text: they are kept as they are.
+        with Path(path).open(
+            "w", newline="", encoding="utf-8", errors="surrogateescape"
+        ) as file:
             csv.writer(file).writerows([("path", "reason"), *self.entries()])
 
 

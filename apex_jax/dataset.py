@@ -223,13 +223,14 @@ def _class_names(
         return tuple(found)
     if unknown := [name for name in found if name not in wanted]:
         raise ValueError(
-            f"{path} has classes that the classifier lacks: {_listed(unknown)}. It has "
-            f"{_listed(found)}; the classifier has {_listed(wanted)}"
+            f"{path} has classes that the classifier lacks: {listed(unknown)}. It has "
+            f"{listed(found)}; the classifier has {listed(wanted)}"
         )
     return tuple(wanted)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many there are if there are more."""
     few = 12
     more = f", ... ({len(names)} in all)" if len(names) > few else ""
     return ", ".join(names[:few]) + more

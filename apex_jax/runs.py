@@ -6,12 +6,13 @@ made anew where something else made them, JSON, the bank as a table.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,69 @@ def predictions(
     return read, pooled, logits
 
 
+def load(
+    folders: Sequence[Path], *, data: Path | None = None
+) -> dict[Path, explain.Explainer]:
+    """The explainers of several runs of one classifier, by folder.
+
+    Args:
+      folders: of runs of `apex-jax fit`, each of another scheme.
+      data: where the training clips lie now, if they have moved.
+
+    Raises:
+      FileNotFoundError: there is no such run.
+      ValueError: a run that is not fitted yet, two of one scheme, of different
+        classifiers or front ends, or one that takes no sound.
+    """
+    found: dict[Path, explain.Explainer] = {}
+    networks: list[tuple[str, audio.FrontEnd]] = []
+    for folder in folders:
+        made = read_json(folder.expanduser() / "config.json")
+        if isinstance(made, dict) and made.get("command") == "train":
+            raise ValueError(
+                f"{folder} is a run of apex-jax train; fit it first: apex-jax fit "
+                f"--weights {folder} --out NAME"
+            )
+        explainer = explain.load(folder.expanduser(), data=data)
+        networks.append(
+            (cache.weights_digest(explainer.classifier), front_end_of(explainer))
+        )
+        for i, what in enumerate(("classifier", "front end")):
+            if networks[-1][i] != networks[0][i]:
+                raise ValueError(
+                    f"{folder} explains another {what} than {folders[0]}; runs given "
+                    "together have to be of one classifier"
+                )
+        for other, one in found.items():
+            if one.scheme == explainer.scheme:
+                raise ValueError(
+                    f"{folder} and {other} are both of scheme "
+                    f"{one.scheme.replace('_', '-')}; runs given together have to be "
+                    "of different schemes"
+                )
+        found[folder] = explainer
+    return found
+
+
+@contextlib.contextmanager
+def naming_prototypes(explainers: Mapping[Path, explain.Explainer]) -> Iterator[None]:
+    """Where a prototype's file cannot be used, says that it is one, and what helps."""
+    try:
+        yield
+    except audio.AudioError as error:
+        for run, explainer in explainers.items():
+            if any(Path(clip.path) == Path(error.path) for clip in explainer.clips):
+                # The gallery adds what a program can do: no help at a terminal.
+                first = error.__cause__
+                reason = first.reason if isinstance(first, audio.AudioError) else ""
+                raise ValueError(
+                    f"a prototype's file of run {run} cannot be used: {error.path}: "
+                    f"{reason or error.reason}. Fit it again, or --data DIR where its "
+                    "clips lie now"
+                ) from error
+        raise
+
+
 def front_end_of(explainer: explain.Explainer) -> audio.FrontEnd:
     """How an explainer turns sound into spectrograms.
 
@@ -146,7 +210,10 @@ def write_bank(file: Path, explainer: explain.Explainer) -> None:
     """The prototypes of every channel as a table that a person can read."""
     grid = explainer.grid()
     names = explainer.classifier.class_names
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    # Names of files are bytes, which need not be text: they are kept as they are.
+    with file.open(
+        "w", newline="", encoding="utf-8", errors="surrogateescape"
+    ) as stream:
         writer = csv.writer(stream)
         writer.writerow(BANK_HEADER)
         for one in (explainer.positive, explainer.negative):

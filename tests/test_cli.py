@@ -1,6 +1,7 @@
 """Which command runs, what its exit status says, and what help costs."""
 
 import dataclasses
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -167,11 +168,38 @@ def test_help_of_every_command(name, capsys, monkeypatch):
     assert max(len(line) for line in out.splitlines() if line[0:1] in "│╭╰") <= 80
 
 
-@pytest.mark.parametrize("name", ["train", "fit", "explain", "evaluate"])
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_speaks_of_no_none(name, capsys):
     with pytest.raises(SystemExit):
         cli.main([name, "--help"])
     assert "None" not in capsys.readouterr().out
+
+
+def test_help_of_convert_names_what_it_takes(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["convert", "--help"])
+    assert "apex-jax convert [-h] SOURCE OUT " in capsys.readouterr().out
+
+
+def test_names_of_files_that_are_no_text_are_escaped():
+    code = (
+        "import sys, types; from apex_jax import cli\n"
+        "sys.modules['name'] = name = types.ModuleType('name')\n"
+        "name.Config, name.main = cli.Command, lambda config: 'bad\\udcff.wav'\n"
+        "cli.COMMANDS['name'] = cli.Command(module='name', summary='')\n"
+        "sys.exit(cli.main(['name', '--module', 'x', '--summary', 'y']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "bad\\udcff.wav\n")
+
+
+def test_the_console_script():
+    (script,) = importlib.metadata.entry_points(
+        group="console_scripts", name="apex-jax"
+    )
+    assert script.load() is cli.main
 
 
 def test_the_module_is_the_console_script():

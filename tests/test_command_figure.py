@@ -1,6 +1,7 @@
 """Each figure from small runs; which clip is shown, and what is refused."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import soundfile
 import test_cache
 
 from apex_jax import (
+    audio,
     cache,
     cli,
     comparisons,
@@ -225,7 +227,30 @@ def test_what_does_not_go_together_is_refused(root):
     refused("must end in .png", "explained", run, out=root / "figure.doc")
     refused("target must be one of real, fake", "explained", run, target="loud")
     refused("another classifier", "methods", run, root / "other")
-    refused("are both square", "methods", run, run)
+    refused("are both of scheme square", "methods", run, run)
+
+
+def test_clips_that_have_moved(root, drawn):
+    """What is gone is named as a prototype's; `--data` says where it is now."""
+    query = root / "query.wav"
+    shutil.copy(root / "wavs" / "1.wav", query)
+    moved = root / "moved"
+    moved.mkdir()
+    for name in ("wavs", "gen"):
+        (root / name).rename(moved / name)
+    try:
+        run = root / "square"
+        message = r"a prototype's file of run .*square cannot be used: .*\.wav: missing"
+        refused(f"{message}.*; expected a sound file.* --data DIR", "explained", run)
+        refused(message, "explained", run, clip=query)
+        figure.main(config_of("explained", run, clip=query, data=moved))
+    finally:
+        for name in ("wavs", "gen"):
+            (moved / name).rename(root / name)
+    prototype = drawn["explained"][0].channels[0].prototypes[0]
+    assert moved in prototype.clip.path.parents
+    with pytest.raises(audio.AudioError, match=r"gone\.wav: missing; expected"):
+        figure.main(config_of("explained", run, clip=root / "gone.wav"))
 
 
 def test_runs_that_lack_what_a_figure_needs(root, tmp_path, monkeypatch):
@@ -233,7 +258,7 @@ def test_runs_that_lack_what_a_figure_needs(root, tmp_path, monkeypatch):
 
     def with_changes(**changes):
         changed = dataclasses.replace(explainer, **changes)
-        monkeypatch.setattr(explain, "load", lambda run: changed)
+        monkeypatch.setattr(explain, "load", lambda run, data: changed)
 
     with_changes(raw=None)
     refused("keeps no prototypes of the raw channels", "before-after", tmp_path)

@@ -3,20 +3,39 @@
 A folder of three classes, and a manifest where a clip has several of them or none.
 """
 
+import dataclasses
 import functools
 import json
+import math
+import os
+import pathlib
 import shutil
+import sys
+import weakref
 
 import numpy as np
 import pytest
 import soundfile
 
-from apex_jax import archive, checkpoint, cli, data, dataset, train
+from apex_jax import (
+    archive,
+    audio,
+    checkpoint,
+    cli,
+    convert,
+    data,
+    dataset,
+    look,
+    train,
+)
+from apex_jax.commands import explain as explain_command
 from apex_jax.models import convnext
 
 RATE, SECONDS = 8000, 0.5
 SEED = 3  # of the split: not the default, so that who forgets it is found out
 TONES = {"high": 2800, "low": 300, "middle": 1100}
+# A name is bytes on most systems, and they need not be text.
+ODD = os.fsdecode(b"odd\xff.wav") if sys.platform == "linux" else "odd.wav"
 # Small in every way; 24 rows x 32 frames make maps of 6 x 8 cells.
 FRONT_END = [
     *("--front-end.n-fft", "256", "--front-end.hop-length", "128"),
@@ -247,13 +266,80 @@ def test_a_network_without_a_front_end(root, trained, capsys):
     )
 
 
+BIRDS = ("wren", "robin", "crow", "owl", "tit")
+CONVNEXT = pathlib.Path(__file__).parent / "data" / "convnext" / "transformers_1"
+SETTINGS = [
+    *("--front-end.sample-rate", RATE, "--front-end.clip-s", SECONDS),
+    *("--front-end.n-fft", 512, "--front-end.hop-length", 100),
+    *("--front-end.n-mels", 32),
+]
+
+
+@pytest.fixture(scope="module")
+def birds(root):
+    rng = np.random.default_rng(2)
+    for number, name in enumerate(BIRDS):
+        (root / "birds" / name).mkdir(parents=True)
+        time = np.arange(round(SECONDS * RATE)) / RATE
+        for n in range(4):
+            wave = 0.3 * np.sin(2 * np.pi * 500 * (1 + number) * time)
+            wave += rng.normal(0, 0.02, len(time))
+            soundfile.write(root / "birds" / name / f"{name}{n}.wav", wave, RATE)
+        (root / "birds" / name / f"{name}0.wav").rename(root / "birds" / name / ODD)
+    return root / "birds"
+
+
+def test_fit_takes_the_weights_of_torch(root, birds, capsys):
+    """A transformers folder that names its classes."""
+    out = root / "birds-run"
+    asked = ("fit", "--data", birds, "--out", out, "--weights", CONVNEXT, *FIT)
+    assert "--front-end.sample-rate" in fails(capsys, *asked)
+    run(*asked, *SETTINGS)
+    assert "its logits are taken" not in capsys.readouterr().out
+    model, metadata = checkpoint.load_classifier(out / "classifier")
+    theirs, names = convert.load(CONVNEXT)
+    assert tuple(metadata["class_names"]) == names == BIRDS
+    assert metadata["front_end"]["n_mels"] == 32
+    ours = convnext.named_arrays(model)
+    for name, array in convnext.named_arrays(theirs).items():
+        np.testing.assert_array_equal(ours[name], array)
+    results = json.loads((out / "results.json").read_text())
+    assert results["invariance"]["test"]["changed_predictions"] == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["weights"] == str(CONVNEXT)
+
+
+def test_weights_without_names_take_those_of_the_data(root, birds, capsys):
+    (root / "downloaded").mkdir()
+    weights = root / "downloaded" / "model.safetensors"
+    shutil.copy(CONVNEXT / "model.safetensors", weights)
+    asked = ("fit", "--weights", weights, *FIT, *SETTINGS)
+    out = root / "unnamed-run"
+    run(*asked, "--data", birds, "--out", out)
+    assert (
+        "model.safetensors names none; its logits are taken to be, in this order: "
+        "crow, owl, robin, tit, wren"
+    ) in " ".join(capsys.readouterr().out.split())
+    results = json.loads((out / "results.json").read_text())
+    assert results["class_names"] == sorted(BIRDS)
+    assert (
+        "model.safetensors has 5 classes without names, the data have 3: high, low, "
+        "middle; apex-jax convert --class-names"
+    ) in fails(capsys, *asked, "--data", root / "sounds", "--out", root / "refused")
+    notes = root / "downloaded" / "notes.txt"
+    notes.write_text("no weights")
+    assert "ends in .safetensors" in fails(
+        capsys, "fit", "--weights", notes, "--data", birds, "--out", root / "refused"
+    )
+
+
 # explain
 
 
 def test_explain(root, fitted, capsys):
     page, kept = root / "page.html", root / "kept"
     clips = [root / "sounds" / "high" / f"high{n}.wav" for n in (0, 1)]
-    run("explain", *clips, root / "sounds" / "low", "--run", fitted,
+    run("explain", *clips, clips[0], root / "sounds" / "low", "--run", fitted,
         "--run", root / "square", "--num-channels", "2", "--num-prototypes", "1",
         "--num-negatives", "1", "--out", page, "--save", kept)  # fmt: skip
     out = capsys.readouterr().out
@@ -271,6 +357,23 @@ def test_explain(root, fitted, capsys):
     assert saved[0].source == str(clips[0])
     assert len(saved[0].channels) == 2
     assert len(saved[0].channels[0].negatives) == 1
+    index = json.loads((kept / "index.json").read_text())
+    assert [one["folder"] for one in index] == [f"{n:04d}" for n in range(24)]
+    for one, entry in zip(saved, index, strict=True):
+        assert entry == {
+            "folder": entry["folder"],
+            "source": one.source,
+            "offset_s": one.offset_s,
+            "class": one.class_name,
+            "scheme": one.scheme,
+        }
+    # A region that lies where silence was appended says so.
+    area = dataclasses.replace(saved[0].channels[0].areas[0], start_s=0.25, end_s=0.5)
+    for sound_s, words in ((0.25, " (in the silence appended)"), (0.26, "")):
+        one = dataclasses.replace(saved[0], offset_s=10.0, sound_s=sound_s)
+        region = explain_command._region(area, one)
+        assert region.startswith("10.25-10.50 s, ")
+        assert region.endswith(f" Hz{words}")
 
 
 def test_a_long_recording_is_explained_window_by_window(root, fitted, capsys):
@@ -289,11 +392,107 @@ def test_a_long_recording_is_explained_window_by_window(root, fitted, capsys):
     regions = [line for line in lines if "channel" in line]
     spans = [line.split()[3] for line in regions]  # in seconds of the recording
     assert spans == ["0.00-0.50", "0.50-1.00", "1.00-1.50", "1.50-2.00"]
-    assert "a page holds 200" in fails(capsys, *asked, "--hop-s", "0.008")
     run(*asked, "--hop-s", "1.0", "--target", "high")
     out = capsys.readouterr().out
-    assert out.count("high") == 2
+    assert out.count("high") == 3  # the last window ends where the recording does
     assert out.count("(predicted: low)") == 2
+    run(*asked, "--start-s", "0.7", "--end-s", "1.3")
+    lines = capsys.readouterr().out.splitlines()
+    found = [line.split()[0] for line in lines if " s  " in line and "chan" not in line]
+    assert found == ["0.7-1.2", "0.8-1.3"]
+
+
+@pytest.mark.parametrize(
+    ("start_s", "end_s", "hop_s", "starts"),
+    [
+        (0.0, None, 0.5, [0, 0.5, 1, 1.5]),
+        (0.0, None, 0.4, [0, 0.4, 0.8, 1.2, 1.5]),
+        (0.0, None, 3.0, [0, 1.5]),
+        (1.2, None, 0.5, [1.2, 1.5]),
+        (1.9, None, 0.5, [1.9]),  # what is left is short
+        (0.25, 1.25, 0.5, [0.25, 0.75]),
+        (0.25, 0.5, 0.5, [0.25]),
+        (0.0, 9.0, 1.0, [0, 1, 1.5]),
+    ],
+)
+def test_windows_of_a_stretch(root, start_s, end_s, hop_s, starts):
+    front_end = audio.FrontEnd(sample_rate=RATE, clip_s=SECONDS)
+    file = root / "long.wav"
+    config = explain_command.Config(
+        clips=(file,), run=(), start_s=start_s, end_s=end_s, hop_s=hop_s
+    )
+    log = data.SkipLog()
+    found = list(explain_command._windows([file], front_end, config, log))
+    np.testing.assert_allclose([at for _, at in found], starts, atol=1e-9)
+    assert {path for path, _ in found} == {file}
+    if not start_s and end_s is None:  # as a program has them
+        np.testing.assert_allclose(look.offsets(front_end, file, hop_s), starts)
+    assert not len(log)
+    late = dataclasses.replace(config, start_s=2.0, end_s=math.inf)
+    assert not list(explain_command._windows([file], front_end, late, log))
+    assert "2 s long; --start-s 2 lies beyond" in log.entries()[0][1]
+
+
+def test_many_windows_go_to_several_pages(root, fitted, capsys, monkeypatch):
+    monkeypatch.setattr(explain_command, "MOST", 6)
+    out, kept = root / "pages" / "many.html", root / "pages" / "kept"
+    run("explain", root / "long.wav", root / "sounds" / "high" / "high0.wav",
+        "--run", fitted, "--run", root / "square", "--hop-s", "0.25", "--out", out,
+        "--num-channels", "1", "--num-prototypes", "1", "--no-sounds",
+        "--save", kept)  # fmt: skip
+    text = capsys.readouterr().out
+    # Seven windows and a clip, of which a page holds three, each by two runs.
+    pages = [out.with_name(f"many-0{n}.html") for n in (1, 2, 3)]
+    assert sorted(out.parent.glob("*.html")) == pages
+    for page, title, clips in zip(
+        pages,
+        ("long.wav, page 1 of 3", "long.wav, page 2 of 3",
+         "2 files from long.wav, page 3 of 3"),
+        (("long.wav",), ("long.wav",), ("long.wav", "high0.wav")),
+        strict=True,
+    ):  # fmt: skip
+        html = page.read_text(encoding="utf-8")
+        assert f"<title>{title}</title>" in html
+        assert ("high0.wav" in html) == ("high0.wav" in clips)
+        assert f"written to   {page}, " in text
+        assert f"long.wav  [{page.name}]" in text
+    index = json.loads((kept / "index.json").read_text())
+    offsets = [one["offset_s"] for one in index if one["scheme"] == "square"]
+    assert offsets == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 0]
+    assert archive.load(kept / "0015").source.endswith("high0.wav")
+
+
+def test_no_more_than_a_page_is_kept(root, fitted, monkeypatch):
+    """What a page was made of is gone when the next one is made."""
+    alive, most = [], []
+    explain_one = explain_command._explain
+
+    def watched(*arguments):
+        for one in explain_one(*arguments):
+            alive.append(weakref.ref(one))
+            most.append(sum(ref() is not None for ref in alive))
+            yield one
+
+    monkeypatch.setattr(explain_command, "_explain", watched)
+    monkeypatch.setattr(explain_command, "MOST", 2)
+    monkeypatch.setattr(
+        explain_command.report, "write", lambda out, *_, **__: out.write_text("")
+    )
+    run("explain", root / "long.wav", "--run", fitted, "--hop-s", "0.25",
+        "--out", root / "bounded" / "page.html", "--num-prototypes", "1")  # fmt: skip
+    assert len(alive) == 7
+    assert max(most) == 2
+
+
+def test_a_name_that_is_no_text(root, fitted, capsys):
+    shutil.copy(root / "sounds" / "low" / "low0.wav", root / ODD)
+    run("explain", root / ODD, "--run", fitted, "--out", root / "odd.html",
+        "--save", root / "odd", "--no-sounds")  # fmt: skip
+    shown = ODD.encode("ascii", "backslashreplace").decode()
+    out = capsys.readouterr().out
+    assert f"{shown}\n  0.0-0.5 s  low" in out
+    assert shown in (root / "odd.html").read_text(encoding="utf-8")
+    assert archive.load(root / "odd" / "0000").source == str(root / ODD)
 
 
 def test_explain_refuses(root, trained, fitted, capsys):
@@ -306,10 +505,23 @@ def test_explain_refuses(root, trained, fitted, capsys):
         capsys, *asked, *out, "--target", "wren"
     )
     assert "no such folder" in fails(capsys, "explain", clip, "--run", root / "no")
-    assert "no checkpoint at" in fails(capsys, "explain", clip, "--run", trained)
+    for command in (("explain", clip), ("evaluate",), ("figure", "explained")):
+        assert f"fit it first: apex-jax fit --weights {trained} --out NAME" in fails(
+            capsys, *command, "--run", trained
+        )
+    assert "are both of scheme frequency" in fails(
+        capsys, *asked, "--run", fitted, *out
+    )
     assert "CLIP must be given" in fails(capsys, "explain", "--run", fitted)
     assert "--run must be given" in fails(capsys, "explain", clip)
     assert "--hop-s must be positive" in fails(capsys, *asked, *out, "--hop-s", "0")
+    for start_s, end_s in (("-1", "2"), ("1", "1"), ("nan", "2")):
+        assert "--start-s must be at least 0 and below --end-s" in fails(
+            capsys, *asked, *out, "--start-s", start_s, "--end-s", end_s
+        )
+    assert "high0.wav: 0.5 s long; --start-s 3 lies beyond" in fails(
+        capsys, *asked, *out, "--start-s", "3"
+    )
     assert "none of the 1 files could be explained" in fails(
         capsys, "explain", broken, "--run", fitted, *out
     )
@@ -321,6 +533,23 @@ def test_explain_refuses(root, trained, fitted, capsys):
     )
     assert "is not empty" in fails(capsys, *asked, *out, "--save", root)
     assert not (root / "refused.html").exists()
+
+
+def test_clips_that_have_moved(root, fitted, capsys):
+    sounds, moved = root / "sounds", root / "elsewhere"
+    asked = ("explain", root / "long.wav", "--run", fitted, "--no-sounds", "--end-s",
+             "0.5", "--out", root / "moved.html")  # fmt: skip
+    sounds.rename(moved)
+    try:
+        said = fails(capsys, *asked)
+        run(*asked, "--data", moved)
+    finally:
+        moved.rename(sounds)
+    assert f"a prototype's file of run {fitted} cannot be used: {sounds}" in said
+    assert said.endswith(
+        ": missing; expected a sound file. Fit it again, or --data DIR where its clips "
+        "lie now"
+    )
 
 
 def test_runs_of_different_classifiers_do_not_go_together(root, fitted, capsys):
@@ -369,9 +598,10 @@ def test_evaluate_on_other_data(root, fitted, capsys):
         shutil.copytree(root / "sounds" / name, other / name)
     asked = ("evaluate", "--run", fitted, "--data", other, "--draws", "1",
              "--batch-size", "8", "--out", root / "evaluation.json")  # fmt: skip
-    run(*asked, "--split", "all")
+    run(*asked, "--split", "all", "--exclude-own")
     assert "broken.wav" in capsys.readouterr().out
     results = json.loads((root / "evaluation.json").read_text())
+    assert results["masking"]["random"]["exclude_own"] is True
     assert results["clips"] == 20
     manifest = root / "sounds" / "train.csv"
     manifest.write_text("path,label,split\nhigh/high0.wav,high,train\n")
@@ -419,6 +649,15 @@ def test_several_classes_a_clip(root, capsys):
         line for line in capsys.readouterr().out.splitlines() if "0.0-0.5 s" in line
     ]
     assert sorted(line.split()[2] for line in lines) == ["high", "high", "low"]
+    nothing = ("explain", root / "mixed" / "m35.wav", "--run", fit, "--out",
+               root / "nothing.html", "--num-prototypes", "1")  # fmt: skip
+    run(*nothing)
+    assert "0.0-0.5 s  nothing found; most likely " in capsys.readouterr().out
+    run(*nothing, "--target", "low")
+    run("explain", root / "mixed" / "m34.wav", *nothing[2:], "--target", "low")
+    out = capsys.readouterr().out
+    assert " %  (found: high)" in out
+    assert " %  (found: nothing)" in out or "nothing found; most likely low" in out
     run("evaluate", "--run", fit, "--draws", "1", "--batch-size", "8")
     evaluation = json.loads((fit / "evaluation.json").read_text())
     assert list(evaluation["scores"]["apex"]) == ["top1_accuracy", "cmap", "auroc"]

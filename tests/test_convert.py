@@ -267,6 +267,24 @@ def test_transformers_folder():
     assert convert.load(DATA / "transformers_1" / "model.safetensors")[1] == names
 
 
+def test_what_can_be_converted(tmp_path):
+    assert convert.is_source(DATA / "transformers_1")
+    assert convert.is_source(DATA / "transformers_1" / "model.safetensors")
+    assert not convert.is_source(tmp_path)
+    assert not convert.is_source(tmp_path / "gone.pt")
+
+
+def test_names_that_transformers_made_up_are_none(model, tmp_path):
+    arrays = convnext_keys.to_state_dict(model, "transformers")
+    safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
+    settings = {"model_type": "convnext", "id2label": {}}
+    for names in (["LABEL_0", "LABEL_1", "LABEL_2"], ["LABEL_0", "wren", "LABEL_2"]):
+        settings["id2label"] = dict(enumerate(names))
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        known = None if "wren" not in names else tuple(names)
+        assert convert.load(tmp_path)[1] == known
+
+
 def test_transformers_folder_with_another_activation(model, tmp_path):
     arrays = convnext_keys.to_state_dict(model, "transformers")
     safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")

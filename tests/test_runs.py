@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import test_cache
 
-from apex_jax import bank, cache, data, disentangle, explain, progress, runs
+from apex_jax import audio, bank, cache, data, disentangle, explain, progress, runs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ def test_predictions_leave_out_what_cannot_be_read(sounds, tmp_path):
         runs.predictions("x", classifier, [gone], front_end, **some)
 
 
-def test_the_bank_as_a_table(tmp_path):
+def explainer_of(scheme="frequency", seed=0, **changes):
     """Two prototypes of each of twelve channels; a clip may have several classes."""
     chan = test_cache.CHAN
     clips = [
@@ -118,19 +119,95 @@ def test_the_bank_as_a_table(tmp_path):
             activation=jnp.full((chan, 2), 2.5, jnp.float32),
             location=jnp.tile(jnp.array([1, -1], jnp.int32), (chan, 2, 1)),
             purity=jnp.full((chan, 2), 0.25, jnp.float32),
-            scheme="frequency",
+            scheme=scheme,
             sign=sign,
         )
         for sign in ("positive", "negative")
     ]
     explainer = explain.Explainer(
-        classifier=test_cache.classifier_of(),
+        classifier=test_cache.classifier_of(seed=seed),
         transform=disentangle.identity(chan),
         positive=banks[0],
         negative=banks[1],
         clips=clips,
         front_end=test_cache.FRONT_END,
     )
+    return dataclasses.replace(explainer, **changes)
+
+
+def test_runs_given_together_tell_of_one_classifier(tmp_path, monkeypatch):
+    louder = dataclasses.replace(test_cache.FRONT_END, mean=1.0)
+    made = {
+        "frequency": explainer_of(),
+        "square": explainer_of("square"),
+        "cross": explainer_of("time_frequency"),
+        "again": explainer_of("time_frequency"),
+        "network": explainer_of("time", seed=1),
+        "sound": explainer_of("time", front_end=louder),
+        "maps": explainer_of("time", front_end=None),
+    }
+    asked = []
+
+    def load(folder, *, data):
+        asked.append(data)
+        return made[folder.name]
+
+    monkeypatch.setattr(explain, "load", load)
+    folders = {name: tmp_path / name for name in made}
+
+    def together(*names):
+        return runs.load([folders[n] for n in names], data=tmp_path / "moved")
+
+    found = together("square", "frequency", "cross")
+    assert list(found) == [folders[n] for n in ("square", "frequency", "cross")]
+    assert found[folders["cross"]] is made["cross"]
+    assert set(asked) == {tmp_path / "moved"}
+    for names, message in (
+        (("square", "network"), "network explains another classifier than .*square"),
+        (("square", "sound"), "sound explains another front end than .*square"),
+        (("cross", "square", "again"), "again and .*cross are both of scheme time-fre"),
+        (("square", "square"), "square and .*square are both of scheme square"),
+        (("square", "maps"), "takes sound"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            together(*names)
+
+
+def test_a_run_of_train_is_no_run_of_fit(tmp_path):
+    runs.write_json(tmp_path / "config.json", {"command": "train"})
+    with pytest.raises(
+        ValueError, match=r"run of apex-jax train; fit it first: apex-jax fit --weights"
+    ):
+        runs.load([tmp_path])
+
+
+def test_a_prototypes_file_is_called_one(tmp_path):
+    explainers = {
+        tmp_path / "square": explainer_of(
+            "square", clips=[data.Clip(path="c", label=0)] * 2
+        ),
+        tmp_path / "cross": explainer_of("time_frequency"),
+    }
+    gone = audio.AudioError("b.wav", "missing")
+    with (
+        pytest.raises(
+            ValueError, match=r"prototype's file of run .*cross .*b.wav: missing"
+        ),
+        runs.naming_prototypes(explainers),
+    ):
+        raise audio.AudioError("b.wav", "missing. Do this in Python") from gone
+    with (
+        pytest.raises(ValueError, match=r"missing\. Fit it again, or --data DIR"),
+        runs.naming_prototypes(explainers),
+    ):
+        raise gone
+    with pytest.raises(audio.AudioError), runs.naming_prototypes(explainers):
+        raise audio.AudioError("query.wav", "missing")
+
+
+def test_the_bank_as_a_table(tmp_path):
+    chan = test_cache.CHAN
+    explainer = explainer_of()
     runs.write_bank(tmp_path / "bank.csv", explainer)
     with (tmp_path / "bank.csv").open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
@@ -199,3 +276,9 @@ def test_json_comes_back(tmp_path):
     assert (tmp_path / "a.json").read_text().endswith("}\n")
     assert runs.read_json(tmp_path / "a.json") == content
     assert runs.read_json(tmp_path / "none.json") is None
+
+
+def test_the_bank_keeps_names_that_are_no_text(tmp_path):
+    clips = [data.Clip(path=os.fsdecode(b"bad\xff.wav"), label=0)] * 2
+    runs.write_bank(tmp_path / "bank.csv", explainer_of(clips=clips))
+    assert b"positive,1,bad\xff.wav,0.000" in (tmp_path / "bank.csv").read_bytes()

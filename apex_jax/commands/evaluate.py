@@ -24,7 +24,6 @@ from apex_jax import (
     data,
     dataset,
     disentangle,
-    explain,
     masking,
     metrics,
     objective,
@@ -53,6 +52,8 @@ class Config:
       data: a folder with one folder a class, or a manifest.
       split: which clips to test on.
       draws: random regions a clip.
+      exclude_own: draw regions other than APEX's own; the paper draws among all, of
+        which there may be few.
       batch_size: clips in the network at a time.
       seed: of the random regions.
       out: where the numbers go.
@@ -68,6 +69,7 @@ class Config:
     ] = None
     split: Literal["train", "validation", "test", "all"] = "test"
     draws: int = 10
+    exclude_own: tyro.conf.FlagCreatePairsOff[bool] = False
     batch_size: int = 32
     seed: int = 0
     out: Annotated[
@@ -89,7 +91,7 @@ def main(config: Config) -> dict[str, Any]:
         "skip_log": skip_log,
     }
     with stages("data"):
-        explainer = explain.load(config.run.expanduser())
+        explainer = runs.load([config.run])[config.run]
         classifier, front_end = explainer.classifier, runs.front_end_of(explainer)
         clips = _clips(config, classifier, front_end, skip_log)
     with stages("classify"):
@@ -113,6 +115,7 @@ def main(config: Config) -> dict[str, Any]:
             front_end,
             scheme=explainer.scheme,
             draws=config.draws,
+            exclude_own=config.exclude_own,
             on_progress=on_progress,
             **options,
         )
@@ -135,6 +138,7 @@ def main(config: Config) -> dict[str, Any]:
             "apex": _scores(masked, study.apex, classifier),
             "random": {
                 "draws": config.draws,
+                "exclude_own": config.exclude_own,
                 **{
                     name: {
                         key: float(statistic([draw[key] for draw in random]))

@@ -2,25 +2,24 @@
 
     apex-jax explain clip.wav --run runs/apex
 
-Writes one HTML page to look at and listen to, and says the gist on the terminal. A
-long recording is explained window by window; a folder stands for its sound files.
+Writes an HTML page to look at and listen to, and says the gist on the terminal. A long
+recording is explained window by window; a folder stands for its sound files. What is
+too much for one page goes to several, and no more than a page is in memory.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from apex_jax import (
     archive,
     audio,
-    cache,
     data,
     explain,
     explanation,
@@ -28,8 +27,11 @@ from apex_jax import (
     report,
     runs,
 )
+from apex_jax import explainer as explainer_lib
 
 MOST = 200  # clips and windows on a page: some 100 MB of it
+
+Window = tuple[Path, float]  # a file, and where in it a clip starts, in seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,13 +42,18 @@ class Config:
       clips: sound files, or folders of them.
       run: a run of apex-jax fit; give it again for other schemes of the same
         classifier.
+      data: where the run's training clips lie now, if they have moved.
       target: the class to explain.
       num_channels: top channels of each clip.
       num_prototypes: training clips beside each channel.
       num_negatives: and of those that excite it least.
+      start_s: where in the recording to begin, in seconds.
+      end_s: where to end; a window is as long as the classifier's clips, and may reach
+        beyond.
       hop_s: seconds from one window of a long recording to the next.
-      out: the page to write, in the place of one that is there.
-      save: a folder to keep the explanations in, as JSON and NPZ.
+      out: the page to write, in the place of one that is there; with many windows
+        several, FILE-01.html and so on.
+      save: a folder to keep the explanations in, as JSON and NPZ, with an index.
       sounds: embed the sounds, which are most of the page's size.
       strict: stop at the first file that cannot be read, instead of skipping it.
     """
@@ -59,6 +66,9 @@ class Config:
     run: Annotated[
         tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="DIR")
     ]
+    data: Annotated[
+        Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")
+    ] = None
     target: Annotated[
         str | None,
         tyro.conf.arg(
@@ -74,6 +84,11 @@ class Config:
         int | None, tyro.conf.arg(help_behavior_hint="(default: 5)")
     ] = None
     num_negatives: int = 0
+    start_s: float = 0.0
+    end_s: Annotated[
+        float | None,
+        tyro.conf.arg(help_behavior_hint="(default: the recording's end)"),
+    ] = None
     hop_s: Annotated[
         float | None, tyro.conf.arg(help_behavior_hint="(default: windows touch)")
     ] = None
@@ -85,48 +100,47 @@ class Config:
     strict: tyro.conf.FlagCreatePairsOff[bool] = False
 
 
-def main(config: Config) -> list[explanation.Explanation]:
-    """Explains, writes the page, and returns the explanations."""
+def main(config: Config) -> list[Path]:
+    """Explains, writes the pages, and returns their paths."""
     _check(config)
-    explainers = _explainers(config.run)
-    clip_s = float(runs.front_end_of(explainers[0]).clip_s)
+    explainers = runs.load(config.run, data=config.data)
+    front_end = runs.front_end_of(next(iter(explainers.values())))
     skip_log = data.SkipLog(strict=config.strict)
     files = list(_files(config.clips))
-    total = sum(_windows(files, explainers[0], config)) * len(explainers)
-    if total > MOST:
-        raise ValueError(
-            f"{total} clips and windows to explain; a page holds {MOST}: name fewer "
-            "files, or a longer --hop-s"
-        )
-    found: list[explanation.Explanation] = []
-    with progress.bar("explain", total, "clip") as done:
-        for file, explainer in itertools.product(files, explainers):
-            try:
-                found += _explain(explainer, file, config, done)
-            except audio.AudioError as error:
-                # A prototype's file that is gone spoils every explanation.
-                if Path(error.path) != file:
-                    raise
-                skip_log.add(error)
-    if not found:
+    windows = list(_windows(files, front_end, config, skip_log))
+    each = max(1, MOST // len(explainers))
+    parts = [windows[i : i + each] for i in range(0, len(windows), each)]
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    index: list[dict[str, Any]] = []
+    lines: list[str] = []
+    with progress.bar("explain", len(windows) * len(explainers), "clip") as done:
+        for number, part in enumerate(parts, start=1):
+            out, title = _page(config.out, part, number, len(parts))
+            found = list(_explain(part, explainers, config, skip_log, done))
+            if found:
+                report.write(out, found, title=title, sounds=config.sounds)
+                written.append(out)
+                _save(config.save, found, index)
+                page = f"  [{out.name}]" if len(parts) > 1 else ""
+                lines += _lines(found, front_end, page, several=len(explainers) > 1)
+            del found  # before the next page's are made
+    if not written:
         path, reason = skip_log.entries()[0]
         raise ValueError(
             f"none of the {len(files)} files could be explained; {path}: {reason}"
         )
-    # Written before anything is said: whoever reads along may stop reading.
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    report.write(config.out, found, sounds=config.sounds)
-    if config.save is not None:
-        for number, one in enumerate(found):
-            archive.save(config.save / f"{number:04d}", one)
-    _say(found, clip_s, several=len(explainers) > 1)
+    # Nothing is said before all is written: whoever reads along may stop reading.
+    for line in lines:
+        runs.say(line)
     for path, reason in skip_log.entries():
         runs.report("skipped", report.readable(f"{path}: {reason}"))
     if config.save is not None:
         runs.say(f"{'saved to':{runs.INDENT}}{config.save}")
-    size = config.out.stat().st_size / 1e6
-    runs.say(f"{'written to':{runs.INDENT}}{config.out}, {size:.1f} MB")
-    return found
+    for out in written:
+        size = out.stat().st_size / 1e6
+        runs.say(f"{'written to':{runs.INDENT}}{out}, {size:.1f} MB")
+    return written
 
 
 def _check(config: Config) -> None:
@@ -138,107 +152,178 @@ def _check(config: Config) -> None:
             raise ValueError(f"{flag} must be given at least once")
     if config.out.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--out must end in .html; got {config.out}")
-    if config.hop_s is not None and not config.hop_s > 0:
+    if config.hop_s is not None and not 0 < config.hop_s < math.inf:
         raise ValueError(f"--hop-s must be positive seconds; got {config.hop_s:g}")
+    end_s = math.inf if config.end_s is None else config.end_s
+    if not 0 <= config.start_s < end_s:
+        raise ValueError(
+            "--start-s must be at least 0 and below --end-s; got "
+            f"{config.start_s:g} and {end_s:g}"
+        )
     if config.save is not None and config.save.exists() and any(config.save.iterdir()):
         raise ValueError(f"--save {config.save} is not empty; name another folder")
 
 
-def _explainers(folders: Sequence[Path]) -> list[explain.Explainer]:
-    """One a run, of the same classifier."""
-    found = [explain.load(folder.expanduser()) for folder in folders]
-    first = cache.weights_digest(found[0].classifier)
-    for folder, explainer in zip(folders, found, strict=True):
-        if cache.weights_digest(explainer.classifier) != first:
-            raise ValueError(
-                f"{folder} explains another classifier than {folders[0]}; runs given "
-                "together have to be of one"
-            )
-    return found
-
-
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files named, and the sound files of the folders named."""
-    known = data.endings()
+    """The files named, and the sound files of the folders named, each once."""
+    known, seen = data.endings(), set[Path]()
     for path in paths:
         path = path.expanduser()
-        if not path.is_dir():
-            yield path
-            continue
-        inside = [
-            file
-            for file in sorted(path.rglob("*"))
-            if file.suffix[1:].lower() in known
-            and not any(p.startswith(".") for p in file.relative_to(path).parts)
-            and file.is_file()
-        ]
+        inside = [path]
+        if path.is_dir():
+            inside = [
+                file
+                for file in sorted(path.rglob("*"))
+                if file.suffix[1:].lower() in known
+                and not any(p.startswith(".") for p in file.relative_to(path).parts)
+                and file.is_file()
+            ]
         if not inside:
             raise ValueError(f"{path} holds no sound file")
-        yield from inside
+        for file in inside:
+            if file.resolve() not in seen:
+                seen.add(file.resolve())
+                yield file
 
 
 def _windows(
-    files: Sequence[Path], explainer: explain.Explainer, config: Config
-) -> Iterator[int]:
-    """How many windows each file has; files that cannot be read have none."""
+    files: Sequence[Path],
+    front_end: audio.FrontEnd,
+    config: Config,
+    skip_log: data.SkipLog,
+) -> Iterator[Window]:
+    """What to explain of each file; a short file is one window."""
+    clip_s = float(front_end.clip_s)
+    hop_s = clip_s if config.hop_s is None else config.hop_s
     for file in files:
-        with contextlib.suppress(audio.AudioError):
-            yield len(explainer.offsets(file, hop_s=config.hop_s))
+        try:
+            length_s = audio.duration(file)
+            if config.start_s >= length_s:
+                raise audio.AudioError(
+                    file,
+                    f"{length_s:g} s long; --start-s {config.start_s:g} lies beyond",
+                )
+        except audio.AudioError as error:
+            skip_log.add(error)
+            continue
+        end_s = length_s if config.end_s is None else min(length_s, config.end_s)
+        # The last one ends where the stretch does. To a sample: lengths are quotients.
+        last_s, sample_s = end_s - clip_s, 1 / front_end.sample_rate
+        count = math.floor(max(0.0, last_s - config.start_s + sample_s) / hop_s)
+        starts = [config.start_s + n * hop_s for n in range(count + 1)]
+        if last_s - starts[-1] > sample_s:
+            starts.append(last_s)
+        yield from ((file, start) for start in starts)
+
+
+def _page(
+    out: Path, windows: Sequence[Window], number: int, count: int
+) -> tuple[Path, str | None]:
+    """Path and title of one of several pages; of a single one the report's own."""
+    if count == 1:
+        return out, None
+    names = list(dict.fromkeys(file.name for file, _ in windows))
+    what = names[0] if len(names) == 1 else f"{len(names)} files from {names[0]}"
+    width = max(2, len(str(count)))
+    path = out.with_stem(f"{out.stem}-{number:0{width}}")
+    return path, f"{what}, page {number} of {count}"
 
 
 def _explain(
-    explainer: explain.Explainer,
-    file: Path,
+    windows: Sequence[Window],
+    explainers: Mapping[Path, explain.Explainer],
     config: Config,
+    skip_log: data.SkipLog,
     done: progress.OnProgress,
-) -> list[explanation.Explanation]:
-    """Of one file: one a window, and a class; a short file is one window."""
-    found: list[explanation.Explanation] = []
-    for one in explainer.windows(
-        file,
-        hop_s=config.hop_s,
-        positives=config.target is None,
-        target=config.target,
-        num_channels=config.num_channels,
-        num_prototypes=config.num_prototypes,
-        num_negatives=config.num_negatives,
-    ):
-        if not found or found[-1].offset_s != one.offset_s:
+) -> Iterator[explanation.Explanation]:
+    """Of every window one a run, and a class."""
+    options: explainer_lib.Options = {
+        "num_channels": config.num_channels,
+        "num_prototypes": config.num_prototypes,
+        "num_negatives": config.num_negatives,
+    }
+    for file, offset_s in windows:
+        try:
+            # The runs are of one network, which has to look only once.
+            seen = next(iter(explainers.values())).look(file, offset_s=offset_s)
+        except audio.AudioError as error:
+            skip_log.add(error)
+            done(len(explainers))
+            continue
+        for run, explainer in explainers.items():
+            with runs.naming_prototypes({run: explainer}):
+                if config.target is None:
+                    yield from explainer.positives(seen, **options)
+                else:
+                    yield explainer.explain(seen, target=config.target, **options)
             done(1)
-        found.append(one)
-    return found
 
 
-def _say(
-    found: Sequence[explanation.Explanation], clip_s: float, *, several: bool
+def _save(
+    folder: Path | None,
+    found: Sequence[explanation.Explanation],
+    index: list[dict[str, Any]],
 ) -> None:
+    """Keeps explanations in numbered folders; `index.json` says what is where."""
+    if folder is None:
+        return
+    for one in found:
+        name = f"{len(index):04d}"
+        archive.save(folder / name, one)
+        index.append(
+            {
+                "folder": name,
+                "source": one.source,
+                "offset_s": one.offset_s,
+                "class": one.class_name,
+                "scheme": one.scheme,
+            }
+        )
+    runs.write_json(folder / "index.json", index)
+
+
+def _lines(
+    found: Sequence[explanation.Explanation],
+    front_end: audio.FrontEnd,
+    page: str,
+    *,
+    several: bool,
+) -> Iterator[str]:
     """What is predicted and where the channels lie, for a terminal."""
     source = None
     for one in found:
         if one.source != source:
             source = one.source
-            runs.say(report.readable(source))
+            yield report.readable(source) + page
         start = one.offset_s
-        end = start + (clip_s if one.sound_s is None else one.sound_s)
-        predicted = one.class_names[one.predicted]
-        what = report.readable(one.class_name)
-        likely = report.percent(float(one.probabilities[one.target]))
-        instead = f"  (predicted: {predicted})" if one.target != one.predicted else ""
+        end = start + (front_end.clip_s if one.sound_s is None else one.sound_s)
         scheme = f"  [{one.scheme.replace('_', '-')}]" if several else ""
-        runs.say(f"  {start:.1f}-{end:.1f} s  {what} {likely}{instead}{scheme}")
+        yield f"  {start:.1f}-{end:.1f} s  {_verdict(one)}{scheme}"
         for channel in one.channels:
-            region = " and ".join(_region(area, start) for area in channel.areas)
-            runs.say(
-                f"    channel {channel.index:<5}{channel.contribution:+7.3f}  {region}"
-            )
+            region = " and ".join(_region(area, one) for area in channel.areas)
+            share = f"{channel.index:<5}{channel.contribution:+7.3f}"
+            yield f"    channel {share}  {region}"
 
 
-def _region(area: explanation.Area, start_s: float) -> str:
+def _verdict(one: explanation.Explanation) -> str:
+    """The class explained, and what else was found if it was not that."""
+    likely = report.percent(float(one.probabilities[one.target]))
+    what = f"{report.readable(one.class_name)} {likely}"
+    if one.target in one.found:
+        return what
+    if one.target == one.predicted:
+        return f"nothing found; most likely {what}"
+    names = ", ".join(report.readable(one.class_names[c]) for c in one.found)
+    word = "predicted" if one.activation == "softmax" else "found"
+    return f"{what}  ({word}: {names or 'nothing'})"
+
+
+def _region(area: explanation.Area, one: explanation.Explanation) -> str:
     """A region in seconds of the whole recording."""
     assert area.start_s is not None
     assert area.end_s is not None
-    return str(
-        dataclasses.replace(
-            area, start_s=start_s + area.start_s, end_s=start_s + area.end_s
-        )
+    moved = dataclasses.replace(
+        area, start_s=one.offset_s + area.start_s, end_s=one.offset_s + area.end_s
     )
+    silent = one.sound_s is not None and area.start_s >= one.sound_s
+    return f"{moved}{' (in the silence appended)' * silent}"

@@ -20,7 +20,6 @@ import tyro
 
 from apex_jax import (
     attribution,
-    cache,
     comparisons,
     data,
     disentangle,
@@ -54,6 +53,7 @@ class Config:
         hides and what it does (5); a real clip and its vocoded twin (6).
       run: a run's folder; for methods and masking several, of one classifier, each
         with its own scheme.
+      data: where the run's training clips lie now, if they have moved.
       out: the picture, .png, .pdf or .svg; by default KIND.png in the run's folder.
       clip: a sound file; by default a training clip of the run. For twin, the real.
       twin: its vocoded twin.
@@ -72,6 +72,9 @@ class Config:
     run: Annotated[
         tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="DIR")
     ]
+    data: Annotated[
+        Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")
+    ] = None
     out: File = None
     clip: File = None
     twin: File = None
@@ -88,8 +91,7 @@ class Config:
 def main(config: Config) -> Path:
     """Draws the figure, writes it, and returns its path."""
     _check(config)
-    explainers = [explain.load(run.expanduser()) for run in config.run]
-    _check_same(config, explainers)
+    explainers = runs.load(config.run, data=config.data)
     make: dict[Kind, Callable[..., Figure]] = {
         "explained": _explained,
         "before-after": _before_after,
@@ -97,7 +99,8 @@ def main(config: Config) -> Path:
         "masking": _masking,
         "twin": _twin,
     }
-    figure = make[config.kind](config, explainers)
+    with runs.naming_prototypes(explainers):
+        figure = make[config.kind](config, list(explainers.values()))
     out = (config.out or config.run[0] / f"{config.kind}.png").expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=config.dpi)
@@ -125,19 +128,6 @@ def _check(config: Config) -> None:
     formats = plot.figure((1.0, 1.0)).canvas.get_supported_filetypes()
     if config.out is not None and config.out.suffix[1:].lower() not in formats:
         raise ValueError(f"--out must end in .png, .pdf or .svg; got {config.out}")
-
-
-def _check_same(config: Config, explainers: Sequence[explain.Explainer]) -> None:
-    """Raises unless several runs are of one classifier and of different schemes."""
-    first, found = explainers[0], dict[schemes.Scheme, Path]()
-    for run, one in zip(config.run, explainers, strict=True):
-        runs.front_end_of(one)
-        digests = [cache.weights_digest(e.classifier) for e in (first, one)]
-        if digests[0] != digests[1] or one.front_end != first.front_end:
-            raise ValueError(f"{run} explains another classifier than {config.run[0]}")
-        if one.scheme in found:
-            raise ValueError(f"{run} and {found[one.scheme]} are both {one.scheme}")
-        found[one.scheme] = run
 
 
 def _look(config: Config, explainer: explain.Explainer) -> tuple[look.Sound, float]:

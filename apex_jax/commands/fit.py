@@ -21,6 +21,7 @@ from apex_jax import (
     audio,
     cache,
     checkpoint,
+    convert,
     data,
     dataset,
     disentangle,
@@ -43,7 +44,8 @@ class Config:
     """Learns the explanations of a trained classifier.
 
     Attributes:
-      weights: the classifier: a run of apex-jax train, or what apex-jax convert wrote.
+      weights: the classifier: a run of apex-jax train, what apex-jax convert wrote, or
+        what that takes, a file of torch's weights or a transformers folder.
       data: a folder with one folder a class, or a manifest with the columns path,
         label (or labels, joined by ;) and if wanted split, offset_s, group. Without
         a column split, clips are split as they were to train the classifier.
@@ -60,7 +62,7 @@ class Config:
     """
 
     weights: Annotated[
-        Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(required)")
+        Path | None, tyro.conf.arg(metavar="DIR|FILE", help_behavior_hint="(required)")
     ] = None
     data: Annotated[
         Path | None,
@@ -88,10 +90,7 @@ def main(config: Config) -> dict[str, Any]:
     mesh = mesh_lib.make()
     with stages("data"):
         weights = _weights(config)
-        model, metadata = checkpoint.load_classifier(weights)
-        classifier = convnext.as_classifier(
-            model, metadata["class_names"], metadata["activation"]
-        )
+        model, metadata = _network(weights)
         front_end = _front_end(weights, metadata["front_end"], config.front_end)
         origin = _origin(weights)
         source = _data(config, origin)
@@ -101,17 +100,20 @@ def main(config: Config) -> dict[str, Any]:
         runs.report(
             "weights",
             str(weights),
-            f"ConvNeXt {model.config.size}, {len(classifier.class_names)} classes, "
+            f"ConvNeXt {model.config.size}, {model.config.num_classes} classes, "
             f"clips of {front_end.clip_s:g} s at {front_end.sample_rate} Hz",
         )
         found = dataset.read(
             source,
-            class_names=classifier.class_names,
-            activation=classifier.activation,
+            class_names=metadata["class_names"],
+            activation=metadata["activation"],
             shares=shares,
             skip_log=skip_log,
         )
         runs.report("data", str(found), *found.notes)
+        if metadata["class_names"] is None:
+            _check_classes(weights, model, found)
+        classifier = convnext.as_classifier(model, found.class_names, found.activation)
         if "split" not in origin and not found.given_splits:
             runs.report(
                 "note",
@@ -188,21 +190,46 @@ def _weights(config: Config) -> Path:
     """The checkpoint of the classifier, also where its run was named."""
     if config.weights is None:
         raise ValueError(
-            "--weights must name a trained classifier; apex-jax train makes one, "
-            "apex-jax convert takes one from torch"
+            "--weights must name a trained classifier; apex-jax train makes one, or "
+            "name torch's weights of a ConvNeXt"
         )
     weights = config.weights.expanduser().resolve()
-    if weights.is_file():
-        raise ValueError(
-            f"--weights {config.weights} is a file; apex-jax convert makes a "
-            "checkpoint of it"
-        )
     if config.out.expanduser().resolve() in (weights, weights.parent):
         raise ValueError(
             f"--out {config.out} is where the classifier of --weights lies; name "
             "another folder"
         )
     return weights / "classifier" if (weights / "classifier").is_dir() else weights
+
+
+def _network(weights: Path) -> tuple[convnext.ConvNeXt, dict[str, Any]]:
+    """The network, and what is known of it: names, activation and front end."""
+    if not convert.is_source(weights):
+        return checkpoint.load_classifier(weights)
+    model, class_names = convert.load(weights)
+    # How its logits become probabilities, the data say: one class a clip or several.
+    return model, {
+        "class_names": class_names,
+        "activation": None,
+        "front_end": None,
+    }
+
+
+def _check_classes(
+    weights: Path, model: convnext.ConvNeXt, found: dataset.Dataset
+) -> None:
+    """Says which logit is taken for which class, or raises if that cannot be."""
+    names, count = found.class_names, model.config.num_classes
+    if len(names) != count:
+        raise ValueError(
+            f"{weights} has {count} classes without names, the data have {len(names)}: "
+            f"{dataset.listed(names)}; apex-jax convert --class-names names them"
+        )
+    runs.report(
+        "classes",
+        f"{weights.name} names none; its logits are taken to be, in this order: "
+        f"{dataset.listed(names)}",
+    )
 
 
 def _origin(weights: Path) -> dict[str, Any]:
