@@ -28,6 +28,9 @@ Method = Literal["products", "reference"]
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
+# Clips whose logits are compared at a time, in float64 on the host.
+CHUNK_CLIPS = 4096
+
 
 class InvarianceError(ValueError):
     """The transformed classifier does not reproduce the original's predictions."""
@@ -231,31 +234,41 @@ def audit(
       activation: how logits become decisions.
       tolerance: allowed error as a share of the logits' spread.
     """
-    before = np.asarray(logits, np.float64)
-    transformed = transform(jnp.asarray(pooled))
-    after = np.asarray(transform.compensate(head)(transformed), np.float64)
-    if len(before) == 0:
+    compensated = transform.compensate(head)
+    logits, wanted = np.asarray(logits), (len(pooled), len(compensated.bias))
+    if len(logits) == 0:
         raise ValueError("logits must hold at least one clip to audit; got none")
-    if before.shape != after.shape:
+    if logits.shape != wanted:
         raise ValueError(
             "logits must be those of this head for these clips, [clip, classes] = "
-            f"{after.shape}; got {before.shape}"
+            f"{wanted}; got {logits.shape}"
         )
-    # A NaN or infinity anywhere must fail, not vanish in a comparison.
+    largest, total, squares, changed = 0.0, 0.0, 0.0, 0
     with np.errstate(invalid="ignore"):
-        error = np.nan_to_num(np.abs(after - before), nan=math.inf, posinf=math.inf)
-        spread = float(np.sqrt(np.mean(np.var(before, axis=0))))
-    changed = _decision(after, activation) != _decision(before, activation)
+        mean = np.mean(logits, axis=0, dtype=np.float64)
+        for first in range(0, len(logits), CHUNK_CLIPS):
+            chunk = slice(first, first + CHUNK_CLIPS)
+            transformed = transform(jnp.asarray(pooled[chunk]))
+            after = np.asarray(compensated(transformed), np.float64)
+            before = np.asarray(logits[chunk], np.float64)
+            # A NaN or infinity anywhere must fail, not vanish in a comparison.
+            error = np.nan_to_num(np.abs(after - before), nan=math.inf, posinf=math.inf)
+            largest = max(largest, float(error.max()))
+            total += float(error.sum())
+            squares += float(np.square(before - mean[None, :]).sum())
+            moved = _decision(after, activation) != _decision(before, activation)
+            changed += int(moved.any(axis=1).sum())
+        spread = math.sqrt(squares / logits.size)
     matrix = np.asarray(transform.matrix, np.float64)
     return Audit(
-        num_clips=len(before),
-        max_abs_logit_error=float(error.max()),
-        mean_abs_logit_error=float(error.mean()),
-        changed_predictions=int(changed.any(axis=1).sum()),
+        num_clips=len(logits),
+        max_abs_logit_error=largest,
+        mean_abs_logit_error=total / logits.size,
+        changed_predictions=changed,
         condition_number=(
             float(np.linalg.cond(matrix)) if np.isfinite(matrix).all() else math.inf
         ),
         logit_spread=spread,
-        largest_logit=float(np.abs(before).max()),
+        largest_logit=float(np.abs(logits).max()),
         tolerance=tolerance,
     )

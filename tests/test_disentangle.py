@@ -1,5 +1,7 @@
 """U = expm(A), its inverse, the head that undoes it, and the audit of both."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -203,6 +205,18 @@ def test_audit_numbers_by_hand(rng, head, pooled):
     assert result.logit_spread == pytest.approx(np.sqrt(np.mean(variances)), rel=1e-6)
     assert result.tolerance == 0.25
     assert not result.passed
+
+
+def test_audit_in_chunks_is_the_audit(rng, head, pooled, monkeypatch):
+    """Its memory does not grow with the clips; the last chunk is a ragged one."""
+    transform = disentangle.from_generator(float32(rng.normal(0, 0.3, (C, C))))
+    logits = head(pooled) + float32(rng.normal(0, 0.1, (len(pooled), K)))
+    whole = disentangle.audit(transform, head, pooled, logits)
+    assert len(pooled) % 3
+    monkeypatch.setattr(disentangle, "CHUNK_CLIPS", 3)
+    chunked = dataclasses.asdict(disentangle.audit(transform, head, pooled, logits))
+    for name, value in dataclasses.asdict(whole).items():
+        assert chunked[name] == pytest.approx(value, rel=1e-4), name
 
 
 def test_audit_takes_host_arrays(head, pooled):
