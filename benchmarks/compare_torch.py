@@ -40,7 +40,8 @@ def backbone(size: sizes.Sizes) -> list[rows.Row]:
     torch.set_num_threads(machine.cores())
     model = synthetic.classifier(size.network).params
     shape = (size.batch, *size.front_end.shape)
-    images = np.asarray(jax.random.normal(jax.random.key(0), shape))
+    # A copy: torch warns of JAX's arrays, which may not be written.
+    images = np.array(jax.random.normal(jax.random.key(0), shape))
 
     found = []
     for dtype, tolerance in (("float32", 1e-3), ("bfloat16", 0.1)):
