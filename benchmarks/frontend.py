@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,9 @@ def feature_pass(size: sizes.Sizes) -> list[rows.Row]:
             check=check,
             least=size.least,
         )
+        start = time.perf_counter()
+        cache.fingerprint(classifier, clips, front_end)
+        fingerprint_s = time.perf_counter() - start
     return [
         rows.between(
             "feature-pass",
@@ -173,6 +177,11 @@ def feature_pass(size: sizes.Sizes) -> list[rows.Row]:
             unit="clip",
             per_call=size.sounds,
             floor_is="the backbone alone",
-            details={"clips": size.sounds, "batch": batch},
+            details={
+                "clips": size.sounds,
+                "batch": batch,
+                "fingerprint_s": fingerprint_s,
+            },
+            note=f"{fingerprint_s:.2g} s of it once a corpus: the fingerprint",
         )
     ]

@@ -46,6 +46,8 @@ class Point:
 
 def growth(size: sizes.Sizes) -> list[Point]:
     """All curves."""
+    # Many points: few steps and turns for each.
+    size = dataclasses.replace(size, epoch_prototypes=1, budget_s=size.budget_s / 4)
     return [*over_clips(size), *over_channels(size), *over_devices(size)]
 
 
@@ -73,7 +75,7 @@ def _step(size: sizes.Sizes, axis: str, value: int, *, clips: int, chan: int) ->
     run, steps = synthetic.epoch(size, clips=clips, chan=chan)
     epoch, floor = timing.alternate(
         {"epoch": run, "product": method.product(chan)},
-        budget_s=size.budget_s / 4,
+        budget_s=size.budget_s,
         least=size.least,
     )
     one = epoch.scaled(1 / steps)

@@ -69,7 +69,7 @@ def paper() -> Sizes:
         # 224 rows and 224 frames.
         front_end=audio.FrontEnd(sample_rate=22050, clip_s=5.2, n_mels=224),
         batch=4,
-        sounds=32,
+        sounds=48,
         chan=1024,
         clips=22_200,
         map_shape=(7, 7),

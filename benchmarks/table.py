@@ -119,7 +119,8 @@ def markdown(results: dict[str, Any]) -> str:
                         number(point.ratio),
                         _to(point.stage, point.axis),
                     )
-                    for point in points
+                    for _, curve in _curves(points)
+                    for point in curve
                 ),
             )
         )
