@@ -36,10 +36,9 @@ def save(path: Path, points: Sequence[growth.Point], *, virtual: bool) -> None:
                 continue
             x, y = zip(*((p.value, 1e3 * p.seconds) for p in curve), strict=True)
             panel.plot(x, y, "o-", color=colour, label=stage)
-            # What grows in proportion, or with real devices falls so.
-            for power in _guides(stage, axis):
-                guide = [y[0] * (v / x[0]) ** power for v in x]
-                panel.plot(x, guide, ":", color=colour, linewidth=1)
+            power = _exponent(stage, axis, virtual)
+            should = [y[0] * (v / x[0]) ** power for v in x]
+            panel.plot(x, should, ":", color=colour, linewidth=1)
         panel.set(xscale="log", yscale="log", ylabel="milliseconds")
         panel.set_xlabel(
             "virtual devices on the same cores"
@@ -49,16 +48,19 @@ def save(path: Path, points: Sequence[growth.Point], *, virtual: bool) -> None:
         values = sorted({p.value for p in points if p.axis == axis})
         panel.set_xticks(values, [f"{v:,}" for v in values])
         panel.minorticks_off()
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.legend(frameon=False)
         panel.spines[["top", "right"]].set_visible(False)
     fig.savefig(path, dpi=150)
 
 
-def _guides(stage: str, axis: str) -> list[float]:
-    """The exponents with which a stage should grow along an axis."""
+def _exponent(stage: str, axis: str, virtual: bool) -> float:
+    """The power of the number with which a stage should grow."""
+    if axis == "devices":
+        return 0.0 if virtual else -1.0
     return {
-        ("scoring", "clips"): [1.0],
-        ("step", "clips"): [0.0],
-        ("scoring", "chan"): [2.0],
-        ("step", "chan"): [3.0],
-    }.get((stage, axis), [0.0])
+        ("scoring", "clips"): 1.0,
+        ("step", "clips"): 0.0,
+        ("scoring", "chan"): 2.0,
+        ("step", "chan"): 3.0,
+    }[stage, axis]
