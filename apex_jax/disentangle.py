@@ -255,7 +255,7 @@ def audit(
             error = np.nan_to_num(np.abs(after - before), nan=math.inf, posinf=math.inf)
             largest = max(largest, float(error.max()))
             total += float(error.sum())
-            squares += float(np.square(before - mean[None, :]).sum())
+            squares += float(np.square(before - mean).sum())
             moved = _decision(after, activation) != _decision(before, activation)
             changed += int(moved.any(axis=1).sum())
         spread = math.sqrt(squares / logits.size)

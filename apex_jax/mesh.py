@@ -132,15 +132,19 @@ def assemble(
     blocks: dict[str, list[jax.Array]] = {name: [] for name in row}
     for device, index in sharding.addressable_devices_indices_map((padded,)).items():
         first, end, _ = index[0].indices(padded)  # type: ignore[index]
-        held = {
-            name: jnp.zeros((end - first, *one.shape), one.dtype, device=device)
-            for name, one in row.items()
-        }
-        at = 0
-        for piece in read(range(min(first, count), min(end, count))):
-            for name in row:
-                held[name] = _write(held[name], piece[name], jnp.int32(at))
-            at += len(piece[name])
+        # `jnp.zeros(device=...)` would make them on the first device and send them.
+        with jax.default_device(device):
+            held = {
+                name: jnp.zeros((end - first, *one.shape), one.dtype)
+                for name, one in row.items()
+            }
+            at = 0
+            for piece in read(range(min(first, count), min(end, count))):
+                for name in row:
+                    held[name] = _write(held[name], piece[name], jnp.int32(at))
+                at += len(piece[name])
+                # Or pieces pile up on the host while the device copies.
+                jax.block_until_ready(held)
         for name, block in held.items():
             blocks[name].append(block)
     return {
