@@ -146,13 +146,13 @@ def load(
     found: dict[Path, explain.Explainer] = {}
     networks: list[tuple[str, audio.FrontEnd]] = []
     for folder in folders:
-        made = read_json(folder.expanduser() / "config.json")
-        if isinstance(made, dict) and made.get("command") == "train":
+        run = folder.expanduser()
+        if (run / "classifier").is_dir() and not (run / "apex").exists():
             raise ValueError(
                 f"{folder} is a run of apex-jax train; fit it first: apex-jax fit "
                 f"--weights {folder} --out NAME"
             )
-        explainer = explain.load(folder.expanduser(), data=data)
+        explainer = explain.load(run, data=data)
         networks.append(
             (cache.weights_digest(explainer.classifier), front_end_of(explainer))
         )

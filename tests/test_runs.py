@@ -174,7 +174,7 @@ def test_runs_given_together_tell_of_one_classifier(tmp_path, monkeypatch):
 
 
 def test_a_run_of_train_is_no_run_of_fit(tmp_path):
-    runs.write_json(tmp_path / "config.json", {"command": "train"})
+    (tmp_path / "classifier").mkdir()
     with pytest.raises(
         ValueError, match=r"run of apex-jax train; fit it first: apex-jax fit --weights"
     ):
