@@ -250,7 +250,7 @@ def fit(
         if report.validation_loss < best_loss:
             best = jax.tree.map(jnp.copy, model)
             best_loss = report.validation_loss
-    return best, epochs
+    return mesh_lib.to_host(best), epochs
 
 
 def _validate(
