@@ -108,7 +108,7 @@ def model(devices):
     hosts, share = max(1, devices // 8), -(-CLIPS // devices)
     fp32, bf16 = FP32 * FP32_SHARE, BF16 * BF16_SHARE
     network = backbone(DEPTHS, DIMS, *SPECTROGRAM, CLASSES)
-    gathered = CONFIG.batch_size * FLOAT * (CHAN + 2)
+    gathered = CONFIG.batch_size * FLOAT * CHAN
     ring, rounds = 2 * (devices - 1) / devices, len(CONFIG.schedule()) + 1
     held = view_bytes("marginals") + FLOAT * CHAN
     audit = 2 * CLIPS * CHAN * (CHAN + CLASSES)
