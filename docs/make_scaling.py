@@ -141,8 +141,8 @@ def model(devices):
         * CONFIG.prototypes_start
         * devices
         / LINK[devices],
-        "audit, products (three, each host all)": 2 * audit / fp32,
-        "audit, float64 on the host": 2 * 8 * CLIPS * CLASSES * 8 / 20e9,
+        "audit twice, products (every host all)": 2 * audit / fp32,
+        "audit twice, float64 on the host": 2 * 8 * CLIPS * CLASSES * 8 / 20e9,
     }
     sizes = {
         "device: pooled, rows, columns": share * held,
