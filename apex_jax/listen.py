@@ -109,10 +109,7 @@ def clip(
 
 
 def _from_file(path: str | Path, offset_s: audio.Real, clip_s: audio.Real) -> Sound:
-    import soundfile
-
-    audio.duration(path)  # says what is wrong with a file that cannot be opened
-    rate = soundfile.info(path).samplerate
+    rate = audio.sample_rate_of(path)
     return _sound(audio.load(path, rate, offset_s=offset_s, duration_s=clip_s), rate)
 
 

@@ -83,7 +83,12 @@ def looks(
 
 
 def offsets(
-    front_end: audio.FrontEnd, path: str | os.PathLike, hop_s: float | None = None
+    front_end: audio.FrontEnd,
+    path: str | os.PathLike,
+    hop_s: float | None = None,
+    *,
+    start_s: float = 0.0,
+    end_s: float | None = None,
 ) -> list[float]:
     """Where the windows of a recording start, in seconds.
 
@@ -91,21 +96,29 @@ def offsets(
       front_end: for the length of a window.
       path: the recording.
       hop_s: from one window to the next; None for windows that touch.
+      start_s: where the first window starts.
+      end_s: where the last one ends; None for the recording's end.
 
     Returns:
-      One offset at least. The last window ends where the recording does.
+      One offset at least. The last window ends at `end_s`, if there is room.
 
     Raises:
-      AudioError: the recording cannot be used.
+      AudioError: the recording cannot be used, or ends before `start_s`.
       ValueError: `hop_s` is not positive.
     """
     hop_s = float(front_end.clip_s if hop_s is None else hop_s)
     if not hop_s > 0:
         raise ValueError(f"hop_s must be positive seconds; got {hop_s}")
-    last_s = audio.duration(Path(path)) - front_end.clip_s
+    length_s = audio.duration(Path(path))
+    if not 0 <= start_s < length_s:
+        raise audio.AudioError(
+            Path(path), f"{length_s:g} s long; a start at {start_s:g} s lies outside"
+        )
+    last_s = (length_s if end_s is None else min(length_s, end_s)) - front_end.clip_s
     # To a sample: lengths in seconds are quotients.
     sample_s = 1 / front_end.sample_rate
-    starts = [n * hop_s for n in range(1 + int(max(0.0, last_s + sample_s) / hop_s))]
+    count = int(max(0.0, last_s - start_s + sample_s) / hop_s)
+    starts = [start_s + n * hop_s for n in range(count + 1)]
     return starts if last_s - starts[-1] <= sample_s else [*starts, last_s]
 
 

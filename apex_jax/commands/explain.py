@@ -10,7 +10,6 @@ too much for one page goes to several, and no more than a page is in memory.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from apex_jax import (
     data,
     explain,
     explanation,
+    look,
     progress,
     report,
     runs,
@@ -193,26 +193,18 @@ def _windows(
     skip_log: data.SkipLog,
 ) -> Iterator[Window]:
     """What to explain of each file; a short file is one window."""
-    clip_s = float(front_end.clip_s)
-    hop_s = clip_s if config.hop_s is None else config.hop_s
     for file in files:
         try:
-            length_s = audio.duration(file)
-            if config.start_s >= length_s:
-                raise audio.AudioError(
-                    file,
-                    f"{length_s:g} s long; --start-s {config.start_s:g} lies beyond",
-                )
+            starts = look.offsets(
+                front_end,
+                file,
+                config.hop_s,
+                start_s=config.start_s,
+                end_s=config.end_s,
+            )
         except audio.AudioError as error:
             skip_log.add(error)
             continue
-        end_s = length_s if config.end_s is None else min(length_s, config.end_s)
-        # The last one ends where the stretch does. To a sample: lengths are quotients.
-        last_s, sample_s = end_s - clip_s, 1 / front_end.sample_rate
-        count = math.floor(max(0.0, last_s - config.start_s + sample_s) / hop_s)
-        starts = [config.start_s + n * hop_s for n in range(count + 1)]
-        if last_s - starts[-1] > sample_s:
-            starts.append(last_s)
         yield from ((file, start) for start in starts)
 
 
