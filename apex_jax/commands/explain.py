@@ -10,6 +10,7 @@ too much for one page goes to several, and no more than a page is in memory.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
