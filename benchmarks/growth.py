@@ -1,7 +1,7 @@
 """Growth of times with clips, channels and devices.
 
-Virtual CPU devices share the same cores: more of them cannot be faster, and what is
-asked of them is the same result and little overhead. They must be asked for before
+Virtual CPU devices share the same cores: more of them gain only where one leaves a core
+idle, and what is asked of them is the same result and little overhead. They must be asked for before
 JAX starts, so they are measured in a process of their own:
 
     python -m benchmarks.growth --help
@@ -121,6 +121,10 @@ def over_devices(size: sizes.Sizes) -> list[Point]:
 def on_devices(size: sizes.Sizes) -> list[Point]:
     """Scoring and features on the first 1, 2, ... devices of this process."""
     counts = size.growth_devices
+    if len(jax.devices()) < max(counts):
+        raise ValueError(
+            f"growth over {max(counts)} devices; this process has {len(jax.devices())}"
+        )
     clips, num = size.growth_clips[0], size.schedule.prototypes_start
     pooled = synthetic.features(clips, size.chan, (1, 1)).pooled
     transform = synthetic.transform(size.chan)

@@ -77,7 +77,7 @@ def paper() -> Sizes:
         epoch_prototypes=5,
         draws=10,
         norm=18.0,
-        growth_clips=(2_000, 22_200, 100_000),
+        growth_clips=(2_000, 10_000, 50_000),
         growth_chan=(256, 512, 1024, 1536),
         growth_devices=(1, 2, 4, 8),
         budget_s=10.0,
