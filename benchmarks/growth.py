@@ -1,8 +1,8 @@
 """Growth of times with clips, channels and devices.
 
 Virtual CPU devices share the same cores: more of them gain only where one leaves a core
-idle, and what is asked of them is the same result and little overhead. They must be asked for before
-JAX starts, so they are measured in a process of their own:
+idle, and what is asked of them is the same result and little overhead. They must be
+asked for before JAX starts, so they are measured in a process of their own:
 
     python -m benchmarks.growth --help
 """
