@@ -96,6 +96,8 @@ def test_ctrl_c_ends_the_process_without_taking_it_down():
         "slow.Config, slow.main = cli.Command, main\n"
         "cli.COMMANDS['slow'] = cli.Command(module='slow', summary='')\n"
         "atexit.register(print, 'taken down')\n"
+        # A shell's background jobs inherit a Ctrl-C that is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "sys.argv = ['apex-jax', 'slow', '--module', 'x', '--summary', 'y']\n"
         "sys.exit(cli.main())"
     )
