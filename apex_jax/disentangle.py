@@ -12,6 +12,7 @@ downstream knows whether there was one.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Literal
 
@@ -75,6 +76,8 @@ def identity(chan: int) -> Transform:
     return Transform(matrix=eye, inverse=eye, centre=jnp.zeros(chan))
 
 
+# Compiled: by itself, its loop would compile anew at every call.
+@functools.partial(jax.jit, static_argnames=("method",))
 def exponential(
     generator: Float[Array, "chan chan"], method: Method = "products"
 ) -> Float[Array, "chan chan"]:
