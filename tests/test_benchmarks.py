@@ -28,6 +28,8 @@ from benchmarks import (
     whole,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def tiny():
     size = sizes.smoke()

@@ -31,6 +31,8 @@ OPTIMISE = optimize.Config(
 )
 KINDS = ("explained", "before-after", "methods", "masking", "twin")
 
+pytestmark = pytest.mark.slow
+
 
 def write_twins(folder):
     """Five sentences, each real and vocoded, some a little shorter than a clip."""

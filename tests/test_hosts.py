@@ -19,6 +19,8 @@ from apex_jax import mesh as mesh_lib
 PROGRAM = pathlib.Path(hosts_program.__file__)
 TIMEOUT_S = 240  # on a machine that others use; alone it takes a tenth
 
+pytestmark = pytest.mark.slow
+
 
 def two_processes(folder):
     """Runs the program in two processes; their output, if one of them fails."""
