@@ -2,7 +2,8 @@
 
 First step of the flow. In comes a path; out goes a waveform `[sample]` (NumPy), mono
 at the rate asked for, or an `AudioError` that says what is wrong with the file. The
-spectrogram and its settings, which live in `frontend`, can be had from here too.
+spectrogram and its settings, which live in `spectrogram` and `frontend`, can be had
+from here too.
 """
 
 from __future__ import annotations
@@ -18,13 +19,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from apex_jax.frontend import (
-    LARGEST_SAMPLE,
-    FrontEnd,
-    Real,
-    silence_level,
-    spectrogram,
-)
+from apex_jax.frontend import LARGEST_SAMPLE, FrontEnd, Real
+from apex_jax.spectrogram import silence_level, spectrogram
 
 # soundfile and soxr are imported where they are used: `--help` must not pay for them.
 

@@ -2,9 +2,9 @@
 
     apex-jax COMMAND --help
 
-A command's module is imported when it is asked for, so help is quick. Errors that a
-user causes are one line on stderr and status 1; wrong options are status 2, Ctrl-C
-is 130.
+What computes is imported once the options are understood, so help is quick. Errors
+that a user causes are one line on stderr and status 1; wrong options are status 2,
+Ctrl-C is 130.
 """
 
 from __future__ import annotations
@@ -25,37 +25,46 @@ class Command:
       module: has `main(config)`.
       summary: what it does, for the list of commands.
       config: name of the settings' class.
+      options: the module that has it, known without JAX.
     """
 
     module: str
     summary: str
-    config: str = "Config"
+    config: str
+    options: str = "apex_jax.commands.options"
 
 
 COMMANDS = {
     "train": Command(
         module="apex_jax.commands.train",
         summary="train a ConvNeXt on a folder of sounds",
+        config="Train",
     ),
     "fit": Command(
         module="apex_jax.commands.fit",
         summary="learn the explanations of a trained classifier",
+        config="Fit",
     ),
     "explain": Command(
         module="apex_jax.commands.explain",
         summary="explain sound files as an HTML page to look at and listen to",
+        config="Explain",
     ),
     "evaluate": Command(
         module="apex_jax.commands.evaluate",
         summary="test the classifier, with regions hidden too",
+        config="Evaluate",
     ),
     "figure": Command(
-        module="apex_jax.commands.figure", summary="draw the figures of the paper"
+        module="apex_jax.commands.figure",
+        summary="draw the figures of the paper",
+        config="Figure",
     ),
     "convert": Command(
         module="apex_jax.convert",
         summary="turn weights of torch into a checkpoint",
         config="Convert",
+        options="apex_jax.convert",
     ),
 }
 
@@ -104,14 +113,13 @@ def _run(name: str, arguments: list[str]) -> int:
     import tyro
 
     command = COMMANDS[name]
-    module = importlib.import_module(command.module)
     config = tyro.cli(
-        getattr(module, command.config),
+        getattr(importlib.import_module(command.options), command.config),
         prog=f"apex-jax {name}",
         args=arguments,
         config=(tyro.conf.DisallowNone,),
     )
-    summary = module.main(config)
+    summary = importlib.import_module(command.module).main(config)
     return _say(summary) if isinstance(summary, str) else 0
 
 

@@ -12,40 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from apex_jax import audio, data, manifest
+from apex_jax import audio, data, manifest, settings
 from apex_jax import classifier as classifier_lib
 
 SHOWN = 3  # examples that a message lists
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Shares:
-    """How clips that come without splits are split.
-
-    Attributes:
-      validation: share of the clips to validate on.
-      test: share of the clips to test on; the rest is trained on.
-      seed: decides which.
-    """
-
-    validation: float = 0.2
-    test: float = 0.2
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raises ValueError for shares that leave nothing to train on."""
-        if not (self.validation >= 0 and self.test >= 0):
-            raise ValueError(
-                "the shares of validation and test must not be negative; got "
-                f"{self.validation:g} and {self.test:g}"
-            )
-        if not self.validation + self.test < 1:
-            raise ValueError(
-                "the shares of validation and test must sum to less than 1; got "
-                f"{self.validation:g} and {self.test:g}"
-            )
-        if self.seed < 0:
-            raise ValueError(f"the seed of the split must be at least 0; {self.seed}")
+Shares = settings.Shares
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

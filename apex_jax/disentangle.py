@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +21,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from apex_jax import classifier as classifier_lib
-from apex_jax import expm
+from apex_jax import expm, settings
 
 # How the exponential is computed: from products alone, or by JAX's own function.
-Method = Literal["products", "reference"]
+Method = settings.Exponential
 
 HIGHEST = jax.lax.Precision.HIGHEST
 

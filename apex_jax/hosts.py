@@ -9,54 +9,18 @@ In a single process every function here does nothing but give back what it was g
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
+from apex_jax import settings
+
 Tree = TypeVar("Tree")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """How the processes find each other.
-
-    All three, or none: then the cluster's own environment is asked (SLURM, Open MPI,
-    Kubernetes, Cloud TPU, as `jax.distributed` knows them).
-
-    Attributes:
-      coordinator: HOST:PORT of process 0, where all can reach it.
-      num_processes: how many there are.
-      process_id: which one this is, from 0.
-    """
-
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
-
-    def check(self) -> None:
-        """Raises ValueError for settings that cannot work."""
-        given = dataclasses.asdict(self)
-        missing = [name for name, value in given.items() if value is None]
-        if len(missing) == len(given):
-            return
-        if missing:
-            raise ValueError(
-                f"hosts: {', '.join(missing)} not given; name coordinator, "
-                "num_processes and process_id, or none of them to ask the cluster"
-            )
-        host, _, port = (self.coordinator or "").rpartition(":")
-        if not host or not port.isdigit():
-            raise ValueError(
-                f"hosts: coordinator={self.coordinator!r}; it must be HOST:PORT"
-            )
-        if not 0 <= (self.process_id or 0) < (self.num_processes or 0):
-            raise ValueError(
-                f"hosts: process_id={self.process_id}, num_processes="
-                f"{self.num_processes}; ids count from 0 and stay below their number"
-            )
+Config = settings.Hosts
 
 
 def connect(config: Config | None) -> None:

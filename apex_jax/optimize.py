@@ -17,82 +17,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from apex_jax import bank, disentangle, purity, schemes
+from apex_jax import bank, disentangle, purity, schemes, settings
 from apex_jax import features as features_lib
 from apex_jax import mesh as mesh_lib
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """The schedule and the optimiser; the defaults are the paper's and EPIC's.
-
-    Attributes:
-      epochs: passes over the (channel, prototype) pairs.
-      epochs_per_round: epochs between two choices of the prototypes.
-      prototypes_start: prototypes a channel in the first round.
-      prototypes_end: in the last; linear in between.
-      batch_size: pairs a step.
-      learning_rate: Adam's. Much above 1e-3, U becomes ill-conditioned.
-      weight_decay: L2 term added to the gradient (not AdamW).
-      beta1: Adam's decay of the first moment.
-      beta2: Adam's decay of the second moment.
-      epsilon: Adam's epsilon.
-      exponential: how expm(A) is computed, see `disentangle.exponential`.
-    """
-
-    epochs: int = 20
-    epochs_per_round: int = 2
-    prototypes_start: int = 100
-    prototypes_end: int = 5
-    batch_size: int = 512
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-5
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    exponential: disentangle.Method = "products"
-
-    def schedule(self) -> list[int]:
-        """Prototypes a channel in each round."""
-        rounds = -(-self.epochs // self.epochs_per_round)
-        line = np.linspace(self.prototypes_start, self.prototypes_end, rounds)
-        return [int(n) for n in np.round(line)]
-
-    def check(self) -> None:
-        """Raises ValueError for settings that cannot work."""
-        for name in (
-            "epochs",
-            "epochs_per_round",
-            "prototypes_end",
-            "batch_size",
-            "learning_rate",
-        ):
-            value = getattr(self, name)
-            if not value > 0:  # NaN included
-                raise ValueError(f"{name} must be positive; got {value}")
-        if self.prototypes_start < self.prototypes_end:
-            raise ValueError(
-                f"prototypes_start must be at least prototypes_end "
-                f"({self.prototypes_end}); got {self.prototypes_start}"
-            )
-        if self.weight_decay < 0:
-            raise ValueError(
-                f"weight_decay must not be negative; got {self.weight_decay}"
-            )
-
-    def optimiser(self) -> optax.GradientTransformation:
-        """Adam with the L2 term in the gradient, as torch.optim.Adam has it."""
-        return optax.chain(
-            optax.add_decayed_weights(self.weight_decay),
-            optax.adam(
-                self.learning_rate, b1=self.beta1, b2=self.beta2, eps=self.epsilon
-            ),
-        )
+Config = settings.Optimisation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
-import tyro
 
 from apex_jax import audio, data, progress
+from apex_jax import settings as settings_lib
 
 MAX_RATE = 32_000  # Hz; above, there is little that tells sounds apart
 MAX_CLIP_S = 5.0
@@ -30,60 +28,7 @@ MAX_FILES = 1000  # whose headers are read
 MAX_CLIPS = 200  # that mean and deviation are measured on
 
 
-# An option without a value of its own: each command says what leaving it out means.
-_OPEN = tyro.conf.arg(help_behavior_hint="")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """Settings of the spectrogram that are asked for.
-
-    Attributes:
-      file: a .json with any settings of a front end; the options below go first.
-      sample_rate: Hz; files of other rates are resampled.
-      clip_s: length of a clip in seconds.
-      n_fft: length of the Fourier transform in samples.
-      hop_length: samples between two frames.
-      n_mels: rows of the mel spectrogram.
-      fmin: lowest edge of the mel filters, Hz; else 0.
-      fmax: highest edge of the mel filters, Hz; else half the sample rate.
-      mean: subtracted from the dB values.
-      std: they are divided by it.
-    """
-
-    file: Annotated[Path | None, _OPEN] = None
-    sample_rate: Annotated[int | None, _OPEN] = None
-    clip_s: Annotated[float | None, _OPEN] = None
-    n_fft: Annotated[int | None, _OPEN] = None
-    hop_length: Annotated[int | None, _OPEN] = None
-    n_mels: Annotated[int | None, _OPEN] = None
-    fmin: Annotated[float | None, _OPEN] = None
-    fmax: Annotated[float | None, _OPEN] = None
-    mean: Annotated[float | None, _OPEN] = None
-    std: Annotated[float | None, _OPEN] = None
-
-    def settings(self) -> dict[str, Any]:
-        """What was asked for, by the names that `FrontEnd` has.
-
-        Raises:
-          ValueError: the file is no JSON of named settings.
-          OSError: it cannot be read.
-        """
-        found: Any = {}
-        if self.file is not None:
-            try:
-                found = json.loads(self.file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{self.file} is no JSON: {error}") from error
-            names = {field.name for field in dataclasses.fields(audio.FrontEnd)}
-            if not isinstance(found, dict) or not set(found) <= names:
-                raise ValueError(
-                    f"{self.file}: expected settings of a front end by name, some of "
-                    f"{', '.join(sorted(names))}"
-                )
-        asked = dataclasses.asdict(self)
-        del asked["file"]
-        return found | {k: value for k, value in asked.items() if value is not None}
+Wanted = settings_lib.Wanted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

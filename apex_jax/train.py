@@ -12,69 +12,20 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from apex_jax import audio, cache, data, objective, progress
+from apex_jax import audio, cache, data, objective, progress, settings
 from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 
-MIN_STEPS = 300
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """AdamW with a linear warm-up and a cosine to zero.
-
-    Attributes:
-      epochs: passes over the training clips; by default as many as make about 300
-        steps, but at least 16: a few clips need many epochs.
-      batch_size: clips a step over all devices.
-      learning_rate: the largest.
-      weight_decay: on kernels only.
-      warmup: share of the steps over which the rate grows.
-      clip_norm: largest norm of a gradient.
-      random_crop: a random stretch of each file instead of its beginning.
-    """
-
-    epochs: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.1
-    clip_norm: float = 1.0
-    random_crop: bool = True
-
-    def check(self) -> None:
-        """Raises ValueError for settings that cannot work."""
-        for name in ("epochs", "batch_size", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:  # NaN included
-                raise ValueError(f"{name} must be positive; got {value}")
-
-    def num_epochs(self, steps_per_epoch: int) -> int:
-        """Passes over the clips when one takes `steps_per_epoch` steps."""
-        if self.epochs is not None:
-            return self.epochs
-        return max(16, math.ceil(MIN_STEPS / steps_per_epoch))
-
-    def optimiser(self, num_steps: int) -> optax.GradientTransformation:
-        """The optimiser for a run of `num_steps` steps."""
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, self.learning_rate, max(1, round(self.warmup * num_steps)), num_steps
-        )
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(rate, weight_decay=self.weight_decay, mask=_is_kernel),
-        )
+Config = settings.Training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,14 +45,6 @@ class Epoch:
     train_loss: float
     validation_loss: float
     validation_accuracy: float | None
-
-
-def _is_kernel(params: optax.Params) -> optax.Params:
-    # By name: the biases of stacked blocks are matrices too.
-    def is_kernel(path, _):
-        return any(getattr(part, "name", None) == "kernel" for part in path)
-
-    return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
 @functools.partial(

@@ -22,6 +22,7 @@ from apex_jax import (
     plot,
 )
 from apex_jax.commands import figure
+from apex_jax.commands import options as command_options
 from apex_jax.models import convnext
 
 FRONT_END = test_cache.FRONT_END
@@ -104,7 +105,7 @@ def drawn(monkeypatch):
 
 def config_of(kind, *runs, **options):
     options = {"num_samples": 20, "draws": 2, "num_channels": 2, "dpi": 30, **options}
-    return figure.Config(kind=kind, run=runs, **options)
+    return command_options.Figure(kind=kind, run=runs, **options)
 
 
 def test_every_kind_from_the_command_line(root, capsys):

@@ -28,6 +28,7 @@ from apex_jax import (
     train,
 )
 from apex_jax.commands import explain as explain_command
+from apex_jax.commands import options
 from apex_jax.models import convnext
 
 RATE, SECONDS = 8000, 0.5
@@ -417,7 +418,7 @@ def test_a_long_recording_is_explained_window_by_window(root, fitted, capsys):
 def test_windows_of_a_stretch(root, start_s, end_s, hop_s, starts):
     front_end = audio.FrontEnd(sample_rate=RATE, clip_s=SECONDS)
     file = root / "long.wav"
-    config = explain_command.Config(
+    config = options.Explain(
         clips=(file,), run=(), start_s=start_s, end_s=end_s, hop_s=hop_s
     )
     log = data.SkipLog()

@@ -12,7 +12,7 @@ import optax
 import pytest
 import test_cache
 
-from apex_jax import audio, data, train
+from apex_jax import audio, data, settings, train
 from apex_jax.models import convnext
 
 FRONT_END = test_cache.FRONT_END
@@ -63,7 +63,7 @@ def test_num_epochs():
     fewest = default.num_epochs(10**6)
     assert fewest > 10
     for steps in (1, 3, 7, 16, 40):
-        expected = max(fewest, math.ceil(train.MIN_STEPS / steps))
+        expected = max(fewest, math.ceil(settings.MIN_STEPS / steps))
         assert default.num_epochs(steps) == expected
 
 

@@ -1,1 +1,1 @@
-"""The commands of the command line, a module each: `Config`, and `main(config)`."""
+"""The commands of the command line: `options`, and a module each, `main(config)`."""

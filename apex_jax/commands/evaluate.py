@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
-import tyro
 
 from apex_jax import (
     audio,
@@ -32,6 +30,7 @@ from apex_jax import (
 )
 from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
+from apex_jax.commands import options
 
 Scores = dict[str, float]
 NAMES = {
@@ -43,45 +42,7 @@ NAMES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Tests a classifier, with regions hidden too.
-
-    Attributes:
-      run: a run of apex-jax fit.
-      data: a folder with one folder a class, or a manifest.
-      split: which clips to test on.
-      draws: random regions a clip.
-      exclude_own: draw regions other than APEX's own; the paper draws among all, of
-        which there may be few.
-      batch_size: clips in the network at a time.
-      seed: of the random regions.
-      out: where the numbers go.
-      strict: stop at the first file that cannot be read, instead of skipping it.
-    """
-
-    run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    data: Annotated[
-        Path | None,
-        tyro.conf.arg(
-            metavar="DIR|CSV", help_behavior_hint="(default: that of the run)"
-        ),
-    ] = None
-    split: Literal["train", "validation", "test", "all"] = "test"
-    draws: int = 10
-    exclude_own: tyro.conf.FlagCreatePairsOff[bool] = False
-    batch_size: int = 32
-    seed: int = 0
-    out: Annotated[
-        Path | None,
-        tyro.conf.arg(
-            metavar="FILE.json", help_behavior_hint="(default: RUN/evaluation.json)"
-        ),
-    ] = None
-    strict: tyro.conf.FlagCreatePairsOff[bool] = False
-
-
-def main(config: Config) -> dict[str, Any]:
+def main(config: options.Evaluate) -> dict[str, Any]:
     """Evaluates, writes `evaluation.json`, and returns what it holds."""
     runs.check_least(config, draws=1, batch_size=1, seed=0)
     stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
@@ -198,7 +159,7 @@ def notes(results: dict[str, Any]) -> list[str]:
 
 
 def _clips(
-    config: Config,
+    config: options.Evaluate,
     classifier: classifier_lib.Classifier,
     front_end: audio.FrontEnd,
     skip_log: data.SkipLog,

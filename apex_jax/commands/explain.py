@@ -13,9 +13,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from apex_jax import (
     archive,
@@ -29,79 +27,14 @@ from apex_jax import (
     runs,
 )
 from apex_jax import explainer as explainer_lib
+from apex_jax.commands import options
 
 MOST = 200  # clips and windows on a page: some 100 MB of it
 
 Window = tuple[Path, float]  # a file, and where in it a clip starts, in seconds
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Explains what a classifier says of sound files.
-
-    Attributes:
-      clips: sound files, or folders of them.
-      run: a run of apex-jax fit; give it again for other schemes of the same
-        classifier.
-      data: where the run's training clips lie now, if they have moved.
-      target: the class to explain.
-      num_channels: top channels of each clip.
-      num_prototypes: training clips beside each channel.
-      num_negatives: and of those that excite it least.
-      start_s: where in the recording to begin, in seconds.
-      end_s: where to end; a window is as long as the classifier's clips, and may reach
-        beyond.
-      hop_s: seconds from one window of a long recording to the next.
-      out: the page to write, in the place of one that is there; with many windows
-        several, FILE-01.html and so on.
-      save: a folder to keep the explanations in, as JSON and NPZ, with an index.
-      sounds: embed the sounds, which are most of the page's size.
-      strict: stop at the first file that cannot be read, instead of skipping it.
-    """
-
-    clips: Annotated[
-        tuple[Path, ...],
-        tyro.conf.Positional,
-        tyro.conf.arg(metavar="CLIP [CLIP ...]", help_behavior_hint="(required)"),
-    ]
-    run: Annotated[
-        tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="DIR")
-    ]
-    data: Annotated[
-        Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")
-    ] = None
-    target: Annotated[
-        str | None,
-        tyro.conf.arg(
-            metavar="CLASS",
-            help_behavior_hint="(default: the predicted one; where a clip can have "
-            "several classes, each that is found)",
-        ),
-    ] = None
-    num_channels: Annotated[
-        int | None, tyro.conf.arg(help_behavior_hint="(default: 4)")
-    ] = None
-    num_prototypes: Annotated[
-        int | None, tyro.conf.arg(help_behavior_hint="(default: 5)")
-    ] = None
-    num_negatives: int = 0
-    start_s: float = 0.0
-    end_s: Annotated[
-        float | None,
-        tyro.conf.arg(help_behavior_hint="(default: the recording's end)"),
-    ] = None
-    hop_s: Annotated[
-        float | None, tyro.conf.arg(help_behavior_hint="(default: windows touch)")
-    ] = None
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE.html")] = Path("report.html")
-    save: Annotated[
-        Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")
-    ] = None
-    sounds: bool = True
-    strict: tyro.conf.FlagCreatePairsOff[bool] = False
-
-
-def main(config: Config) -> list[Path]:
+def main(config: options.Explain) -> list[Path]:
     """Explains, writes the pages, and returns their paths."""
     _check(config)
     explainers = runs.load(config.run, data=config.data)
@@ -144,7 +77,7 @@ def main(config: Config) -> list[Path]:
     return written
 
 
-def _check(config: Config) -> None:
+def _check(config: options.Explain) -> None:
     """Raises for what cannot work before any work is done."""
     runs.check_least(config, num_channels=1, num_prototypes=1, num_negatives=0)
     for name in ("clips", "run"):
@@ -190,7 +123,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
 def _windows(
     files: Sequence[Path],
     front_end: audio.FrontEnd,
-    config: Config,
+    config: options.Explain,
     skip_log: data.SkipLog,
 ) -> Iterator[Window]:
     """What to explain of each file; a short file is one window."""
@@ -225,7 +158,7 @@ def _page(
 def _explain(
     windows: Sequence[Window],
     explainers: Mapping[Path, explain.Explainer],
-    config: Config,
+    config: options.Explain,
     skip_log: data.SkipLog,
     done: progress.OnProgress,
 ) -> Iterator[explanation.Explanation]:

@@ -12,11 +12,10 @@ import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-import tyro
 
 from apex_jax import (
     attribution,
@@ -32,67 +31,19 @@ from apex_jax import (
     runs,
     schemes,
 )
+from apex_jax.commands import options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REAL = "real"  # the class of clips that no vocoder made
-Kind = Literal["explained", "before-after", "methods", "masking", "twin"]
-# The help texts say what happens without them.
-File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
-Class = Annotated[str | None, tyro.conf.arg(metavar="CLASS", help_behavior_hint="")]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Draws a figure of the paper from a finished run.
-
-    Attributes:
-      kind: a clip, its channels and their prototypes; prototypes before and after the
-        optimisation (Fig. 3); APEX beside Grad-CAM and LIME (4); what each scheme
-        hides and what it does (5); a real clip and its vocoded twin (6).
-      run: a run's folder; for methods and masking several, of one classifier, each
-        with its own scheme.
-      data: where the run's training clips lie now, if they have moved.
-      out: the picture, .png, .pdf or .svg; by default KIND.png in the run's folder.
-      clip: a sound file; by default a training clip of the run. For twin, the real.
-      twin: its vocoded twin.
-      offset_s: where in the file the clip starts, in seconds.
-      target: the class to explain; by default the predicted one, for twin the
-        vocoded.
-      num_channels: channels shown.
-      num_prototypes: prototypes shown of each.
-      seed: of LIME's samples and of the random regions.
-      num_samples: silenced copies of the clip that LIME asks about (methods).
-      draws: random regions whose mean is given (masking).
-      dpi: dots an inch.
-    """
-
-    kind: tyro.conf.Positional[Kind]
-    run: Annotated[
-        tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="DIR")
-    ]
-    data: Annotated[
-        Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")
-    ] = None
-    out: File = None
-    clip: File = None
-    twin: File = None
-    offset_s: float = 0.0
-    target: Class = None
-    num_channels: int = 4
-    num_prototypes: int = 3
-    seed: int = 0
-    num_samples: int = 1000
-    draws: int = 10
-    dpi: int = 150
-
-
-def main(config: Config) -> Path:
+def main(config: options.Figure) -> Path:
     """Draws the figure, writes it, and returns its path."""
     _check(config)
     explainers = runs.load(config.run, data=config.data)
-    make: dict[Kind, Callable[..., Figure]] = {
+    make: dict[options.Kind, Callable[..., Figure]] = {
         "explained": _explained,
         "before-after": _before_after,
         "methods": _methods,
@@ -108,7 +59,7 @@ def main(config: Config) -> Path:
     return out
 
 
-def _check(config: Config) -> None:
+def _check(config: options.Figure) -> None:
     """Raises for what cannot work before any work is done."""
     runs.check_least(
         config, num_channels=1, num_prototypes=1, seed=0, num_samples=2, draws=1, dpi=1
@@ -130,7 +81,9 @@ def _check(config: Config) -> None:
         raise ValueError(f"--out must end in .png, .pdf or .svg; got {config.out}")
 
 
-def _look(config: Config, explainer: explain.Explainer) -> tuple[look.Sound, float]:
+def _look(
+    config: options.Figure, explainer: explain.Explainer
+) -> tuple[look.Sound, float]:
     """The file to explain, and where the clip starts in it."""
     if config.clip is not None:
         return config.clip, config.offset_s
@@ -144,7 +97,7 @@ def _look(config: Config, explainer: explain.Explainer) -> tuple[look.Sound, flo
 
 
 def _explain(
-    config: Config,
+    config: options.Figure,
     explainer: explain.Explainer,
     sound: look.Sound,
     offset_s: float,
@@ -161,7 +114,9 @@ def _explain(
     )
 
 
-def _explained(config: Config, explainers: Sequence[explain.Explainer]) -> Figure:
+def _explained(
+    config: options.Figure, explainers: Sequence[explain.Explainer]
+) -> Figure:
     (explainer,) = explainers
     sound, offset_s = _look(config, explainer)
     channels, num = config.num_channels, config.num_prototypes
@@ -169,7 +124,9 @@ def _explained(config: Config, explainers: Sequence[explain.Explainer]) -> Figur
     return figures.explained(result, num_prototypes=num)
 
 
-def _before_after(config: Config, explainers: Sequence[explain.Explainer]) -> Figure:
+def _before_after(
+    config: options.Figure, explainers: Sequence[explain.Explainer]
+) -> Figure:
     (explainer,) = explainers
     if explainer.raw is None:
         raise ValueError(
@@ -201,7 +158,7 @@ def _before_after(config: Config, explainers: Sequence[explain.Explainer]) -> Fi
     )
 
 
-def _methods(config: Config, explainers: Sequence[explain.Explainer]) -> Figure:
+def _methods(config: options.Figure, explainers: Sequence[explain.Explainer]) -> Figure:
     first = explainers[0]
     sound, offset_s = _look(config, first)
     results = [_explain(config, one, sound, offset_s) for one in explainers]
@@ -221,7 +178,7 @@ def _methods(config: Config, explainers: Sequence[explain.Explainer]) -> Figure:
     return comparisons.methods(results)
 
 
-def _masking(config: Config, explainers: Sequence[explain.Explainer]) -> Figure:
+def _masking(config: options.Figure, explainers: Sequence[explain.Explainer]) -> Figure:
     first = explainers[0]
     sound, offset_s = _look(config, first)
     seen = first.look(sound, offset_s=offset_s)
@@ -244,7 +201,7 @@ def _masking(config: Config, explainers: Sequence[explain.Explainer]) -> Figure:
     return comparisons.masking(result, hidden)
 
 
-def _twin(config: Config, explainers: Sequence[explain.Explainer]) -> Figure:
+def _twin(config: options.Figure, explainers: Sequence[explain.Explainer]) -> Figure:
     (explainer,) = explainers
     files, offset_s = [config.clip, config.twin], config.offset_s
     if config.clip is None:

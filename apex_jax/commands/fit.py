@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jax
-import tyro
 from jax.sharding import Mesh
 
 from apex_jax import (
@@ -28,7 +27,6 @@ from apex_jax import (
     explain,
     figures,
     fit,
-    optimize,
     progress,
     runs,
     schemes,
@@ -36,53 +34,11 @@ from apex_jax import (
 )
 from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
+from apex_jax.commands import options
 from apex_jax.models import convnext
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Learns the explanations of a trained classifier.
-
-    Attributes:
-      weights: the classifier: a run of apex-jax train, what apex-jax convert wrote, or
-        what that takes, a file of torch's weights or a transformers folder.
-      data: a folder with one folder a class, or a manifest with the columns path,
-        label (or labels, joined by ;) and if wanted split, offset_s, group. Without
-        a column split, clips are split as they were to train the classifier.
-      out: the run's folder, to be made.
-      scheme: where prototypes lie: a moment in a band, a moment, a band, or both.
-      windows_per_file: consecutive clips taken from a long file, at most.
-      batch_size: clips in the network at a time.
-      seed: of the optimisation.
-      strict: stop at the first file that cannot be read, instead of skipping it.
-      overwrite: replace a finished run of other settings.
-      front_end: settings of the spectrogram, for a classifier that brings none; those
-        left out are librosa's.
-      optimise: how U is learned.
-    """
-
-    weights: Annotated[
-        Path | None, tyro.conf.arg(metavar="DIR|FILE", help_behavior_hint="(required)")
-    ] = None
-    data: Annotated[
-        Path | None,
-        tyro.conf.arg(
-            metavar="DIR|CSV",
-            help_behavior_hint="(default: what the classifier was trained on)",
-        ),
-    ] = None
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    scheme: Literal["square", "time", "frequency", "time-frequency"] = "frequency"
-    windows_per_file: int = 1
-    batch_size: int = 32
-    seed: int = 0
-    strict: tyro.conf.FlagCreatePairsOff[bool] = False
-    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    front_end: suggest.Wanted = dataclasses.field(default_factory=suggest.Wanted)
-    optimise: optimize.Config = dataclasses.field(default_factory=optimize.Config)
-
-
-def main(config: Config) -> dict[str, Any]:
+def main(config: options.Fit) -> dict[str, Any]:
     """Fits, writes the run's folder, and returns `results.json`."""
     config.optimise.check()
     runs.check_least(config, windows_per_file=1, batch_size=1, seed=0)
@@ -186,7 +142,7 @@ def main(config: Config) -> dict[str, Any]:
     return results
 
 
-def _weights(config: Config) -> Path:
+def _weights(config: options.Fit) -> Path:
     """The checkpoint of the classifier, also where its run was named."""
     if config.weights is None:
         raise ValueError(
@@ -239,7 +195,7 @@ def _origin(weights: Path) -> dict[str, Any]:
     return found if known else {}
 
 
-def _data(config: Config, origin: dict[str, Any]) -> Path:
+def _data(config: options.Fit, origin: dict[str, Any]) -> Path:
     """The data asked for, or what the classifier was trained on."""
     if config.data is not None:
         return config.data.expanduser().resolve()
@@ -275,7 +231,7 @@ def _front_end(
 def _cut(
     clips: list[data.Clip],
     front_end: audio.FrontEnd,
-    config: Config,
+    config: options.Fit,
     skip_log: data.SkipLog,
 ) -> list[data.Clip]:
     """One clip a file, or several of long ones."""
@@ -287,7 +243,7 @@ def _cut(
 
 
 def _fit(
-    config: Config,
+    config: options.Fit,
     classifier: classifier_lib.Classifier,
     cached: cache.Cached,
     front_end: audio.FrontEnd,

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
-import tyro
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -31,40 +30,13 @@ from apex_jax import (
 from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax import train as training
+from apex_jax.commands import options
 from apex_jax.models import convnext
 
 LAYER_SCALE = 1.0  # the published 1e-6 is made for 300 epochs on ImageNet
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Trains a ConvNeXt on a folder of sounds.
-
-    Attributes:
-      data: a folder with one folder a class, or a manifest with the columns path,
-        label (or labels, joined by ;) and if wanted split, offset_s, group.
-      out: the run's folder, to be made.
-      model: size of the ConvNeXt, from some 3 to 200 million weights.
-      seed: of the first weights, the order of the clips and the crops.
-      strict: stop at the first file that cannot be read, instead of skipping it.
-      overwrite: replace a finished run of other settings.
-      split: how data that come without splits are split.
-      front_end: settings of the spectrogram; those left out are chosen from the data.
-      train: how to train.
-    """
-
-    data: Annotated[Path, tyro.conf.arg(metavar="DIR|CSV")]
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    model: convnext.Size = "atto"
-    seed: int = 0
-    strict: tyro.conf.FlagCreatePairsOff[bool] = False
-    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    split: dataset.Shares = dataclasses.field(default_factory=dataset.Shares)
-    front_end: suggest.Wanted = dataclasses.field(default_factory=suggest.Wanted)
-    train: training.Config = dataclasses.field(default_factory=training.Config)
-
-
-def main(config: Config) -> dict[str, Any]:
+def main(config: options.Train) -> dict[str, Any]:
     """Trains, writes the run's folder, and returns `results.json`."""
     config.train.check()
     runs.check_least(config, seed=0)
@@ -138,7 +110,7 @@ def _check(found: dataset.Dataset, source: Path) -> None:
         )
 
 
-def _resolved(config: Config, found: dataset.Dataset) -> Config:
+def _resolved(config: options.Train, found: dataset.Dataset) -> options.Train:
     """What runs, wherever it is looked at from."""
     training_config = config.train
     if training_config.random_crop and any(c.offset_s for c in found.clips.train):
@@ -150,7 +122,7 @@ def _resolved(config: Config, found: dataset.Dataset) -> Config:
 
 
 def _front_end(
-    config: Config, found: dataset.Dataset, skip_log: data.SkipLog
+    config: options.Train, found: dataset.Dataset, skip_log: data.SkipLog
 ) -> audio.FrontEnd:
     """The front end asked for, what was left out chosen from the training clips."""
     total = min(suggest.MAX_CLIPS, len(found.clips.train))
@@ -170,7 +142,7 @@ def _front_end(
 
 
 def _train(
-    config: Config,
+    config: options.Train,
     found: dataset.Dataset,
     front_end: audio.FrontEnd,
     mesh: Mesh,

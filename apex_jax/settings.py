@@ -1,0 +1,284 @@
+"""What can be set, apart from the front end: plain, hashable, and known without JAX.
+
+The modules that do the work take these as their own `Config`. They stand here so that
+a command line can show its help, or refuse a mistake, before anything heavy is
+imported: JAX alone takes most of a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from apex_jax import frontend
+
+if TYPE_CHECKING:
+    import optax
+
+MIN_STEPS = 300
+
+# Sizes of a ConvNeXt, and ways to compute expm(A); `models.convnext` and `disentangle`
+# say what they are.
+Size = Literal["atto", "femto", "pico", "nano", "tiny", "small", "base", "large"]
+Exponential = Literal["products", "reference"]
+
+# An option without a value of its own: each command says what leaving it out means.
+_OPEN = tyro.conf.arg(help_behavior_hint="")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hosts:
+    """How the processes find each other.
+
+    All three, or none: then the cluster's own environment is asked (SLURM, Open MPI,
+    Kubernetes, Cloud TPU, as `jax.distributed` knows them).
+
+    Attributes:
+      coordinator: HOST:PORT of process 0, where all can reach it.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot work."""
+        given = dataclasses.asdict(self)
+        missing = [name for name, value in given.items() if value is None]
+        if len(missing) == len(given):
+            return
+        if missing:
+            raise ValueError(
+                f"hosts: {', '.join(missing)} not given; name coordinator, "
+                "num_processes and process_id, or none of them to ask the cluster"
+            )
+        host, _, port = (self.coordinator or "").rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(
+                f"hosts: coordinator={self.coordinator!r}; it must be HOST:PORT"
+            )
+        if not 0 <= (self.process_id or 0) < (self.num_processes or 0):
+            raise ValueError(
+                f"hosts: process_id={self.process_id}, num_processes="
+                f"{self.num_processes}; ids count from 0 and stay below their number"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shares:
+    """How clips that come without splits are split.
+
+    Attributes:
+      validation: share of the clips to validate on.
+      test: share of the clips to test on; the rest is trained on.
+      seed: decides which.
+    """
+
+    validation: float = 0.2
+    test: float = 0.2
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises ValueError for shares that leave nothing to train on."""
+        if not (self.validation >= 0 and self.test >= 0):
+            raise ValueError(
+                "the shares of validation and test must not be negative; got "
+                f"{self.validation:g} and {self.test:g}"
+            )
+        if not self.validation + self.test < 1:
+            raise ValueError(
+                "the shares of validation and test must sum to less than 1; got "
+                f"{self.validation:g} and {self.test:g}"
+            )
+        if self.seed < 0:
+            raise ValueError(f"the seed of the split must be at least 0; {self.seed}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Settings of the spectrogram that are asked for.
+
+    Attributes:
+      file: a .json with any settings of a front end; the options below go first.
+      sample_rate: Hz; files of other rates are resampled.
+      clip_s: length of a clip in seconds.
+      n_fft: length of the Fourier transform in samples.
+      hop_length: samples between two frames.
+      n_mels: rows of the mel spectrogram.
+      fmin: lowest edge of the mel filters, Hz; else 0.
+      fmax: highest edge of the mel filters, Hz; else half the sample rate.
+      mean: subtracted from the dB values.
+      std: they are divided by it.
+    """
+
+    file: Annotated[Path | None, _OPEN] = None
+    sample_rate: Annotated[int | None, _OPEN] = None
+    clip_s: Annotated[float | None, _OPEN] = None
+    n_fft: Annotated[int | None, _OPEN] = None
+    hop_length: Annotated[int | None, _OPEN] = None
+    n_mels: Annotated[int | None, _OPEN] = None
+    fmin: Annotated[float | None, _OPEN] = None
+    fmax: Annotated[float | None, _OPEN] = None
+    mean: Annotated[float | None, _OPEN] = None
+    std: Annotated[float | None, _OPEN] = None
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked for, by the names that `FrontEnd` has.
+
+        Raises:
+          ValueError: the file is no JSON of named settings.
+          OSError: it cannot be read.
+        """
+        found: Any = {}
+        if self.file is not None:
+            try:
+                found = json.loads(self.file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{self.file} is no JSON: {error}") from error
+            names = {field.name for field in dataclasses.fields(frontend.FrontEnd)}
+            if not isinstance(found, dict) or not set(found) <= names:
+                raise ValueError(
+                    f"{self.file}: expected settings of a front end by name, some of "
+                    f"{', '.join(sorted(names))}"
+                )
+        asked = dataclasses.asdict(self)
+        del asked["file"]
+        return found | {k: value for k, value in asked.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """AdamW with a linear warm-up and a cosine to zero.
+
+    Attributes:
+      epochs: passes over the training clips; by default as many as make about 300
+        steps, but at least 16: a few clips need many epochs.
+      batch_size: clips a step over all devices.
+      learning_rate: the largest.
+      weight_decay: on kernels only.
+      warmup: share of the steps over which the rate grows.
+      clip_norm: largest norm of a gradient.
+      random_crop: a random stretch of each file instead of its beginning.
+    """
+
+    epochs: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    clip_norm: float = 1.0
+    random_crop: bool = True
+
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot work."""
+        for name in ("epochs", "batch_size", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:  # NaN included
+                raise ValueError(f"{name} must be positive; got {value}")
+
+    def num_epochs(self, steps_per_epoch: int) -> int:
+        """Passes over the clips when one takes `steps_per_epoch` steps."""
+        if self.epochs is not None:
+            return self.epochs
+        return max(16, math.ceil(MIN_STEPS / steps_per_epoch))
+
+    def optimiser(self, num_steps: int) -> optax.GradientTransformation:
+        """The optimiser for a run of `num_steps` steps."""
+        import optax
+
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, self.learning_rate, max(1, round(self.warmup * num_steps)), num_steps
+        )
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            optax.adamw(rate, weight_decay=self.weight_decay, mask=_is_kernel),
+        )
+
+
+def _is_kernel(params: Any) -> Any:
+    """Which of a network's arrays decay."""
+    import jax
+
+    # By name: the biases of stacked blocks are matrices too.
+    def is_kernel(path, _):
+        return any(getattr(part, "name", None) == "kernel" for part in path)
+
+    return jax.tree_util.tree_map_with_path(is_kernel, params)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """The schedule and the optimiser; the defaults are the paper's and EPIC's.
+
+    Attributes:
+      epochs: passes over the (channel, prototype) pairs.
+      epochs_per_round: epochs between two choices of the prototypes.
+      prototypes_start: prototypes a channel in the first round.
+      prototypes_end: in the last; linear in between.
+      batch_size: pairs a step.
+      learning_rate: Adam's. Much above 1e-3, U becomes ill-conditioned.
+      weight_decay: L2 term added to the gradient (not AdamW).
+      beta1: Adam's decay of the first moment.
+      beta2: Adam's decay of the second moment.
+      epsilon: Adam's epsilon.
+      exponential: how expm(A) is computed, see `disentangle.exponential`.
+    """
+
+    epochs: int = 20
+    epochs_per_round: int = 2
+    prototypes_start: int = 100
+    prototypes_end: int = 5
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-5
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    exponential: Exponential = "products"
+
+    def schedule(self) -> list[int]:
+        """Prototypes a channel in each round."""
+        rounds = -(-self.epochs // self.epochs_per_round)
+        line = np.linspace(self.prototypes_start, self.prototypes_end, rounds)
+        return [int(n) for n in np.round(line)]
+
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot work."""
+        for name in (
+            "epochs",
+            "epochs_per_round",
+            "prototypes_end",
+            "batch_size",
+            "learning_rate",
+        ):
+            value = getattr(self, name)
+            if not value > 0:  # NaN included
+                raise ValueError(f"{name} must be positive; got {value}")
+        if self.prototypes_start < self.prototypes_end:
+            raise ValueError(
+                f"prototypes_start must be at least prototypes_end "
+                f"({self.prototypes_end}); got {self.prototypes_start}"
+            )
+        if self.weight_decay < 0:
+            raise ValueError(
+                f"weight_decay must not be negative; got {self.weight_decay}"
+            )
+
+    def optimiser(self) -> optax.GradientTransformation:
+        """Adam with the L2 term in the gradient, as torch.optim.Adam has it."""
+        import optax
+
+        return optax.chain(
+            optax.add_decayed_weights(self.weight_decay),
+            optax.adam(
+                self.learning_rate, b1=self.beta1, b2=self.beta2, eps=self.epsilon
+            ),
+        )

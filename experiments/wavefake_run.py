@@ -1,0 +1,379 @@
+"""The WaveFake experiment from corpus to results; `wavefake` is its command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from apex_jax import (
+    audio,
+    cache,
+    checkpoint,
+    data,
+    disentangle,
+    explain,
+    figures,
+    fit,
+    progress,
+    runs,
+    schemes,
+    train,
+)
+from apex_jax import classifier as classifier_lib
+from apex_jax import mesh as mesh_lib
+from apex_jax.models import convnext
+from experiments import wavefake_corpus
+from experiments import wavefake_evaluation as evaluation
+from experiments import wavefake_options as options
+from experiments import wavefake_report as report
+
+# The demo's synthesiser is imported where it is used: a WaveFake copy needs none.
+
+DEMO_TRAIN_ON = "mel80_griffin_lim"  # mel spectrogram to wave, as HiFi-GAN does
+LAYER_SCALE = 1.0  # the published 1e-6 is made for 300 epochs on ImageNet
+
+
+def main(config: options.Config) -> dict[str, Any]:
+    """Runs the experiment, writes its folder, and returns `results.json`."""
+    _check(config)
+    scheme = schemes.parse(config.scheme)
+    output = config.output_dir or _default_output(config, scheme)
+    stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
+    mesh = mesh_lib.make()
+    fit_key, mask_key = jax.random.split(jax.random.key(config.seed))
+
+    with stages("corpus"):
+        front_end, model = config.front_end, None
+        if config.weights is not None:
+            model, front_end = _weights(config)
+        corpus = None
+        if config.data_dir is not None:
+            corpus = _copy(config.data_dir)
+        # What runs, with every default filled in.
+        config = dataclasses.replace(
+            config,
+            scheme=scheme,
+            output_dir=output,
+            train_on=_train_on(config, corpus),
+            windows_per_file=_windows_per_file(config, corpus),
+            front_end=front_end,
+        )
+        runs.claim(output, config)
+        if corpus is None:
+            corpus = _demo(config, output / "corpus")
+        vocoder = corpus.vocoder(config.train_on or "")
+        splits = wavefake_corpus.split(
+            corpus,
+            vocoder,
+            num_test=config.test_sentences,
+            num_validation=config.validation_sentences,
+            cut=_cutter(config, skip_log),
+        )
+        runs.say(_split_message(splits, corpus))
+    if model is None:
+        with stages("train"):
+            model, epochs = _train(config, splits, front_end, mesh, skip_log)
+        # Kept whatever comes after: training is what takes longest.
+        checkpoint.save_classifier(
+            output / "classifier",
+            model,
+            class_names=wavefake_corpus.CLASS_NAMES,
+            front_end=front_end.to_dict(),
+            overwrite=True,
+        )
+        runs.write_json(
+            output / "training.json", [dataclasses.asdict(e) for e in epochs]
+        )
+    classifier = convnext.as_classifier(model, wavefake_corpus.CLASS_NAMES)
+
+    with stages("features"):
+        cached = {
+            name: runs.features(
+                output / "cache" / name,
+                classifier,
+                clips,
+                front_end,
+                content=cache.content_for(scheme),
+                batch_size=config.batch_size,
+                mesh=mesh,
+                skip_log=skip_log,
+            )
+            for name, clips in (("train", splits.train), ("test", splits.test))
+        }
+    with stages("optimise"):
+        fitted = _fit(
+            config, fit_key, classifier, cached["train"], front_end, scheme, mesh
+        )
+        explainer, history = fitted.explainer, fitted.history
+        transform, test = explainer.transform, cached["test"].features
+        # Clips that U was not learned on have to keep their predictions too.
+        invariance = disentangle.audit(
+            transform, classifier.head, test.pooled, test.logits
+        ).check()
+    explain.save(output, explainer, overwrite=True)
+    runs.write_bank(output / "bank.csv", explainer)
+
+    with stages("evaluate"):
+        clips = cached["test"].clips
+        rows = wavefake_corpus.rows_by_vocoder(clips, corpus)
+        apex_logits = transform.compensate(classifier.head)(transform(test.pooled))
+        eer = {
+            "classifier": evaluation.eers(np.asarray(test.logits), clips, rows),
+            "apex": evaluation.eers(np.asarray(apex_logits), clips, rows),
+        }
+    with stages("masking"):
+        masked = evaluation.masking_eers(
+            mask_key,
+            explainer,
+            splits.test,
+            corpus,
+            draws=config.mask_draws,
+            batch_size=config.batch_size,
+            mesh=mesh,
+            skip_log=skip_log,
+        )
+    with stages("figures"):
+        figures.purity(history).savefig(output / "purity.png", dpi=120)
+        evaluation.draw_examples(
+            output / "explanations",
+            explainer,
+            clips,
+            corpus,
+            num=config.examples,
+            train_on=vocoder,
+        )
+
+    skip_log.write_csv(output / "skipped.csv")
+    results = {
+        "scheme": scheme,
+        "model": model.config.size,
+        "corpus": {
+            "data_dir": str(corpus.root),
+            "train_on": vocoder,
+            "clips": {name: len(part.clips) for name, part in cached.items()},
+            "vocoders": {name: len(at) for name, at in rows.items()},
+            "skipped_files": len(skip_log),
+        },
+        "eer": eer,
+        "invariance": dataclasses.asdict(invariance),
+        "purity": {
+            "before": history.round_purity[0],
+            "after": history.round_purity[-1],
+            **dataclasses.asdict(history),
+        },
+        "masking": masked,
+        "regions": {"per_channel": evaluation.regions_per_channel(explainer.positive)},
+        "seconds": {name: round(s, 2) for name, s in stages.seconds.items()},
+        "seed": config.seed,
+        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "versions": dict(checkpoint.versions()),
+    }
+    runs.write_json(output / "results.json", results)
+    runs.say(report.table(results, output))
+    return results
+
+
+def _check(config: options.Config) -> None:
+    """Raises for what cannot work before any work is done."""
+    config.train.check()
+    config.optimise.check()
+    for name, least in (
+        ("mask_draws", 1),
+        ("examples", 0),
+        ("batch_size", 1),
+        ("demo_utterances", 5),
+        ("windows_per_file", 1),
+        ("test_sentences", 1),
+        ("validation_sentences", 1),
+        ("seed", 0),
+    ):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} must be at least {least}; got {value}")
+
+
+def _copy(root: Path) -> wavefake_corpus.Corpus:
+    """A WaveFake copy; says which of the release's vocoders it lacks."""
+    corpus = wavefake_corpus.read(root)
+    absent = [name for name in wavefake_corpus.VOCODERS if name not in corpus.fake]
+    if absent:
+        runs.say(f"absent from {root}, so not tested: {', '.join(absent)}")
+    return corpus
+
+
+def _demo(config: options.Config, root: Path) -> wavefake_corpus.Corpus:
+    """Writes the demo corpus: what the run will need of it, and no more."""
+    from experiments import demo_corpus, vocoders
+
+    names = [f"{n:04d}" for n in range(config.demo_utterances)]
+    tested = wavefake_corpus.held_out(
+        names, config.test_sentences, config.validation_sentences
+    )[0]
+    others = [name for name in vocoders.VOCODERS if name != config.train_on]
+    only = {name: [names.index(sentence) for sentence in tested] for name in others}
+    total = 2 * len(names) + len(others) * len(tested)
+    with progress.bar("demo corpus", total, "file") as on_progress:
+        demo_corpus.write(
+            root,
+            num_utterances=config.demo_utterances,
+            seed=config.seed,
+            only=only,
+            overwrite=True,
+            on_progress=on_progress,
+        )
+    return wavefake_corpus.read(root)
+
+
+def _train_on(config: options.Config, corpus: wavefake_corpus.Corpus | None) -> str:
+    if corpus is not None:
+        return corpus.vocoder(config.train_on or "hifiGAN")
+    from experiments import vocoders
+
+    name = config.train_on or DEMO_TRAIN_ON
+    if name not in vocoders.VOCODERS:
+        raise ValueError(
+            f"--train-on {name!r}: the demo corpus has {', '.join(vocoders.VOCODERS)}"
+        )
+    return name
+
+
+def _windows_per_file(
+    config: options.Config, corpus: wavefake_corpus.Corpus | None
+) -> int:
+    if config.windows_per_file is not None:
+        return config.windows_per_file
+    num = config.demo_utterances if corpus is None else len(corpus.sentences)
+    return 1 if num >= 200 else 4
+
+
+def _default_output(config: options.Config, scheme: schemes.Scheme) -> Path:
+    corpus = "demo" if config.data_dir is None else config.data_dir.resolve().name
+    parts = [corpus, scheme.replace("_", "-")]
+    parts += [config.train_on] if config.train_on else []
+    parts += [config.model] if config.model != "atto" else []
+    parts += [f"seed{config.seed}"] if config.seed else []
+    return Path("runs") / "-".join(parts)
+
+
+def _cutter(
+    config: options.Config, skip_log: data.SkipLog
+) -> Callable[[Sequence[data.Clip]], list[data.Clip]]:
+    """From files to clips: one a file, or several of a small corpus."""
+    windows = config.windows_per_file
+    if windows is None or windows == 1:
+        return list
+    return functools.partial(
+        data.windows,
+        front_end=config.front_end,
+        max_windows=windows,
+        skip_log=skip_log,
+    )
+
+
+def _split_message(splits: data.Splits, corpus: wavefake_corpus.Corpus) -> str:
+    sizes = ", ".join(
+        f"{len({clip.group for clip in part})} sentences ({len(part)} clips) to {name}"
+        for name, part in zip(("train", "validate", "test"), splits, strict=True)
+    )
+    total = len(corpus.sentences)
+    if total >= 3 * wavefake_corpus.PAPER_SPLIT:
+        return sizes
+    return f"only {total} sentences (the paper has 13,100): {sizes}"
+
+
+def _weights(config: options.Config) -> tuple[convnext.ConvNeXt, audio.FrontEnd]:
+    """The classifier given, its classes in our order, and its front end."""
+    assert config.weights is not None
+    model, metadata = checkpoint.load_classifier(config.weights)
+    wanted, names = wavefake_corpus.CLASS_NAMES, tuple(metadata["class_names"])
+    if len(names) == len(wanted) and all(name.isdigit() for name in names):
+        runs.say(
+            f"{config.weights} has no class names; taken as {' and '.join(wanted)}"
+        )
+    elif set(names) == set(wanted):
+        # Else scores would be inverted without a word.
+        order = np.array([names.index(name) for name in wanted])
+        arrays = convnext.named_arrays(model)
+        for name in ("head.kernel", "head.bias"):
+            arrays[name] = arrays[name][..., order]
+        model = convnext.from_named_arrays(model.config, arrays)
+    else:
+        raise ValueError(
+            f"--weights {config.weights} has {len(names)} classes "
+            f"({', '.join(names[:4])}{', ...' * (len(names) > 4)}); this experiment "
+            f"needs {' and '.join(wanted)}"
+        )
+    if metadata["front_end"] is None:
+        runs.say(
+            f"{config.weights} carries no front end; --front-end's settings are used"
+        )
+        return model, config.front_end
+    return model, audio.FrontEnd.from_dict(metadata["front_end"])
+
+
+def _train(
+    config: options.Config,
+    splits: data.Splits,
+    front_end: audio.FrontEnd,
+    mesh: jax.sharding.Mesh,
+    skip_log: data.SkipLog,
+) -> tuple[convnext.ConvNeXt, list[train.Epoch]]:
+    shape = convnext.ConvNeXtConfig.named(
+        config.model,
+        num_classes=len(wavefake_corpus.CLASS_NAMES),
+        layer_scale_init=LAYER_SCALE,
+    )
+    # Compiled: one by one, the random draws would each compile by themselves.
+    seed = config.seed
+    model = jax.jit(lambda: convnext.ConvNeXt(shape, rngs=nnx.Rngs(seed)))()
+    batch_size = mesh_lib.round_up(config.train.batch_size, mesh)
+    num_epochs = config.train.num_epochs(-(-len(splits.train) // batch_size))
+    with progress.bar(
+        "train classifier", num_epochs * len(splits.train), "clip"
+    ) as on_progress:
+        return train.fit(
+            model,
+            splits.train,
+            splits.validation,
+            front_end,
+            class_names=wavefake_corpus.CLASS_NAMES,
+            seed=config.seed,
+            config=config.train,
+            mesh=mesh,
+            skip_log=skip_log,
+            on_progress=on_progress,
+        )
+
+
+def _fit(
+    config: options.Config,
+    key: jax.Array,
+    classifier: classifier_lib.Classifier,
+    cached: cache.Cached,
+    front_end: audio.FrontEnd,
+    scheme: schemes.Scheme,
+    mesh: jax.sharding.Mesh,
+) -> fit.Fit:
+    with progress.bar("optimise U", config.optimise.epochs, "epoch") as on_progress:
+        return fit.explainer(
+            key,
+            classifier,
+            cached,
+            front_end,
+            scheme,
+            config=config.optimise,
+            mesh=mesh,
+            settings=(
+                ("classifier", f"trained on {config.train_on}"),
+                ("seed", str(config.seed)),
+            ),
+            on_epoch=lambda epoch, purity: on_progress(1),
+        )
