@@ -119,6 +119,9 @@ def _run(name: str, arguments: list[str]) -> int:
         args=arguments,
         config=(tyro.conf.DisallowNone,),
     )
+    from apex_jax import compilation
+
+    compilation.keep()
     summary = importlib.import_module(command.module).main(config)
     return _say(summary) if isinstance(summary, str) else 0
 

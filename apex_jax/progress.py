@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import tqdm
+
+from apex_jax import compilation
 
 # Called with the number of items done since the last call.
 OnProgress = Callable[[int], None]
@@ -39,17 +42,38 @@ class Stages:
 
     Attributes:
       seconds: by stage, in the order in which they first ran.
+      compile_seconds: how much of each went into compiling.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.compile_seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Adds the time of the `with` block to stage `name`."""
-        start = time.perf_counter()
+        start, compiled = time.perf_counter(), compilation.clock.seconds
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            for times, spent in (
+                (self.seconds, time.perf_counter() - start),
+                (self.compile_seconds, compilation.clock.seconds - compiled),
+            ):
+                times[name] = times.get(name, 0.0) + spent
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """As `results.json` has them, in hundredths of a second."""
+        return {
+            "seconds": {name: round(s, 2) for name, s in self.seconds.items()},
+            "compile_seconds": {
+                name: round(s, 2) for name, s in self.compile_seconds.items()
+            },
+        }
+
+
+def in_words(times: Mapping[str, Any]) -> str:
+    """What `Stages.to_dict` gives on a line, `train 31, fit 4; compiling 12 of it`."""
+    parts = [f"{name} {seconds:.0f}" for name, seconds in times["seconds"].items()]
+    compiling = sum(times["compile_seconds"].values())
+    return ", ".join(parts) + f"; compiling {compiling:.0f} of it"

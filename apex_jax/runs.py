@@ -282,8 +282,7 @@ def report_end(
     output: Path, skip_log: data.SkipLog, stages: progress.Stages, then: str
 ) -> None:
     """What every run says last; `then` is the command that goes on from here."""
-    seconds = [f"{name} {s:.0f}" for name, s in stages.seconds.items()]
-    report("seconds", ", ".join(seconds))
+    report("seconds", progress.in_words(stages.to_dict()))
     if len(skip_log):
         report("skipped", f"{len(skip_log)} files, listed in {output / 'skipped.csv'}")
     say(f"{'written to':{INDENT}}{output}")

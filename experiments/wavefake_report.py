@@ -6,6 +6,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from apex_jax import progress
+
 NEAR_CHANCE = 30.0  # EER in percent; 50 is chance
 FEW_REGIONS = 1.5
 
@@ -46,7 +48,6 @@ def table(results: dict[str, Any], output: Path) -> str:
 
 def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     invariance, purity = results["invariance"], results["purity"]
-    seconds = [f"{name} {s:.0f}" for name, s in results["seconds"].items()]
     return [
         ("purity", f"{purity['before']:.3f} before, {purity['after']:.3f} after"),
         (
@@ -56,7 +57,7 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
             f"{invariance['max_abs_logit_error']:.1e}, cond(U) "
             f"{invariance['condition_number']:.1f}",
         ),
-        ("seconds", ", ".join(seconds)),
+        ("seconds", progress.in_words(results)),
     ]
 
 

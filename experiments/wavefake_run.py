@@ -170,7 +170,7 @@ def main(config: options.Config) -> dict[str, Any]:
         },
         "masking": masked,
         "regions": {"per_channel": evaluation.regions_per_channel(explainer.positive)},
-        "seconds": {name: round(s, 2) for name, s in stages.seconds.items()},
+        **stages.to_dict(),
         "seed": config.seed,
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "versions": dict(checkpoint.versions()),

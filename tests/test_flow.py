@@ -104,6 +104,7 @@ def test_results(first):
         assert all(math.isfinite(value) for value in part.values())
     assert list(results["seconds"]) == STAGES
     assert all(value >= 0 for value in results["seconds"].values())
+    assert list(results["compile_seconds"]) == STAGES
     assert {"python", "apex-jax", "jax", "flax", "numpy"} <= set(results["versions"])
     assert results["seed"] == 0
     assert results["device"] == "8 x cpu"
@@ -166,7 +167,8 @@ def test_a_finished_run_explains_a_clip(first):
 
 
 def without_times(results):
-    return {name: value for name, value in results.items() if name != "seconds"}
+    timed = ("seconds", "compile_seconds")
+    return {name: value for name, value in results.items() if name not in timed}
 
 
 def test_same_seed_same_numbers(first, run, tmp_path, capsys):

@@ -246,7 +246,7 @@ def test_the_end_of_a_run(tmp_path, capsys):
     log = data.SkipLog()
     runs.report_end(tmp_path, log, stages, "apex-jax x")
     assert capsys.readouterr().out.splitlines() == [
-        "seconds      train 0",
+        "seconds      train 0; compiling 0 of it",
         f"written to   {tmp_path}",
         "then         apex-jax x",
     ]

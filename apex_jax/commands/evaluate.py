@@ -109,7 +109,7 @@ def main(config: options.Evaluate) -> dict[str, Any]:
                 },
             },
         },
-        "seconds": {name: round(s, 2) for name, s in stages.seconds.items()},
+        **stages.to_dict(),
         "versions": dict(checkpoint.versions()),
     }
     out = config.out or config.run.expanduser() / "evaluation.json"

@@ -130,7 +130,7 @@ def main(config: options.Fit) -> dict[str, Any]:
             "after": after,
             **dataclasses.asdict(fitted.history),
         },
-        "seconds": {name: round(s, 2) for name, s in stages.seconds.items()},
+        **stages.to_dict(),
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "versions": dict(checkpoint.versions()),
     }

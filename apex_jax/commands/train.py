@@ -81,7 +81,7 @@ def main(config: options.Train) -> dict[str, Any]:
         "best_epoch": best.epoch,
         "scores": scores,
         "front_end": front_end.to_dict(),
-        "seconds": {name: round(s, 2) for name, s in stages.seconds.items()},
+        **stages.to_dict(),
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "versions": dict(checkpoint.versions()),
     }

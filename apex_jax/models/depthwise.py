@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-
 # Channels that the CPU works on at a time: so many kernels stay in its first cache.
 GROUP_CHANNELS = 64
 
