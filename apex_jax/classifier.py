@@ -84,6 +84,17 @@ class Classifier:
         return self.forward_fn(self.params, spectrogram)
 
 
+def decisions(logits: np.ndarray, activation: Activation) -> np.ndarray:
+    """What is decided of each clip, `[clip, decisions]`.
+
+    The most likely class; each class's sign where a clip can have several classes, or
+    where there is a single logit.
+    """
+    if activation == "sigmoid" or logits.shape[1] == 1:
+        return logits > 0
+    return np.argmax(logits, axis=1)[:, None]
+
+
 def of_maps(
     head: LinearHead,
     class_names: Sequence[str],

@@ -206,17 +206,6 @@ class Audit:
         )
 
 
-def _decision(logits: np.ndarray, activation: classifier_lib.Activation) -> np.ndarray:
-    """What is decided of each clip, `[clip, decisions]`.
-
-    The most likely class; each class's sign where a clip can have several classes, or
-    where there is a single logit.
-    """
-    if activation == "sigmoid" or logits.shape[1] == 1:
-        return logits > 0
-    return np.argmax(logits, axis=1)[:, None]
-
-
 def audit(
     transform: Transform,
     head: classifier_lib.LinearHead,
@@ -258,7 +247,9 @@ def audit(
             largest = max(largest, float(error.max()))
             total += float(error.sum())
             squares += float(np.square(before - mean).sum())
-            moved = _decision(after, activation) != _decision(before, activation)
+            moved = classifier_lib.decisions(
+                after, activation
+            ) != classifier_lib.decisions(before, activation)
             changed += int(moved.any(axis=1).sum())
         spread = math.sqrt(squares / logits.size)
     matrix = np.asarray(transform.matrix, np.float64)

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 MIN_STEPS = 300
 
-# Sizes of a ConvNeXt, and ways to compute expm(A); `models.convnext` and `disentangle`
-# say what they are.
+# Sizes of a ConvNeXt, ways to compute expm(A), precisions of a network's products;
+# `models.convnext` and `disentangle` say what they are.
 Size = Literal["atto", "femto", "pico", "nano", "tiny", "small", "base", "large"]
 Exponential = Literal["products", "reference"]
+MatmulDtype = Literal["float32", "bfloat16"]
 
 # An option without a value of its own: each command says what leaving it out means.
 _OPEN = tyro.conf.arg(help_behavior_hint="")

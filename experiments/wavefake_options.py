@@ -47,6 +47,9 @@ class Config:
     """Explained clips to draw: a real one, one by `train_on`, then by the others."""
     batch_size: int = 32
     """Clips in the network at a time when it is not being trained."""
+    matmul_dtype: settings.MatmulDtype = "float32"
+    """Of the network's products while the training clips' features are computed;
+    bfloat16 is faster on accelerators and most new processors."""
     demo_utterances: int = 240
     """Utterances of the demo corpus."""
     front_end: frontend.FrontEnd = frontend.FrontEnd(

@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from apex_jax import progress
+from apex_jax import progress, rounding
 
 NEAR_CHANCE = 30.0  # EER in percent; 50 is chance
 FEW_REGIONS = 1.5
@@ -48,7 +48,7 @@ def table(results: dict[str, Any], output: Path) -> str:
 
 def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     invariance, purity = results["invariance"], results["purity"]
-    return [
+    facts = [
         ("purity", f"{purity['before']:.3f} before, {purity['after']:.3f} after"),
         (
             "invariance",
@@ -59,6 +59,10 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("seconds", progress.in_words(results)),
     ]
+    if results["rounding"] is not None:
+        measured = rounding.Rounding(**results["rounding"])
+        facts.insert(2, ("rounding", rounding.in_words(measured)))
+    return facts
 
 
 def notes(results: dict[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ from apex_jax import (
     figures,
     fit,
     progress,
+    rounding,
     runs,
     schemes,
     train,
@@ -94,10 +95,15 @@ def main(config: options.Config) -> dict[str, Any]:
     classifier = convnext.as_classifier(model, wavefake_corpus.CLASS_NAMES)
 
     with stages("features"):
+        # To learn from; what is tested are the network's own answers.
+        learner = convnext.as_classifier(
+            convnext.with_matmul_dtype(model, config.matmul_dtype),
+            wavefake_corpus.CLASS_NAMES,
+        )
         cached = {
             name: runs.features(
                 output / "cache" / name,
-                classifier,
+                learner if name == "train" else classifier,
                 clips,
                 front_end,
                 content=cache.content_for(scheme),
@@ -117,6 +123,17 @@ def main(config: options.Config) -> dict[str, Any]:
         invariance = disentangle.audit(
             transform, classifier.head, test.pooled, test.logits
         ).check()
+    rounded = None
+    if config.matmul_dtype != "float32":
+        with stages("check rounding"):
+            rounded, _, _ = rounding.measure(
+                classifier,
+                cached["train"],
+                front_end,
+                batch_size=config.batch_size,
+                mesh=mesh,
+                skip_log=skip_log,
+            )
     explain.save(output, explainer, overwrite=True)
     runs.write_bank(output / "bank.csv", explainer)
 
@@ -163,6 +180,7 @@ def main(config: options.Config) -> dict[str, Any]:
         },
         "eer": eer,
         "invariance": dataclasses.asdict(invariance),
+        "rounding": rounded and dataclasses.asdict(rounded),
         "purity": {
             "before": history.round_purity[0],
             "after": history.round_purity[-1],

@@ -25,6 +25,7 @@ from apex_jax import (
     convert,
     data,
     dataset,
+    explain,
     train,
 )
 from apex_jax.commands import explain as explain_command
@@ -210,6 +211,29 @@ def test_fit(root, trained, fitted):
     assert config["data"] == str(root / "sounds")  # what it was trained on
     assert config["weights"] == str(trained / "classifier")
     assert config["split"] == {"validation": 0.2, "test": 0.2, "seed": SEED}
+
+
+def test_learning_from_rounded_products(root, trained, fitted, capsys):
+    run("fit", "--weights", trained, "--out", root / "rounded", "--matmul-dtype",
+        "bfloat16", *FIT)  # fmt: skip
+    assert "rounding     logits moved by up to" in capsys.readouterr().out
+    results, exact = (
+        json.loads((folder / "results.json").read_text())
+        for folder in (root / "rounded", fitted)
+    )
+    assert exact["rounding"] is None
+    assert results["rounding"]["max_abs_logit_difference"] > 0
+    assert results["rounding"]["num_clips"] == results["clips"]["train"]
+    for name, audit in results["invariance"].items():
+        # Of the network as it is, also on the clips that were learned from.
+        spread, expected = audit["logit_spread"], exact["invariance"][name]
+        assert spread == pytest.approx(expected["logit_spread"], rel=1e-6)
+    kept, network = (
+        convnext.named_arrays(explain.load(folder).classifier.params)
+        for folder in (root / "rounded", fitted)
+    )
+    for name, array in network.items():
+        np.testing.assert_array_equal(kept[name], array)
 
 
 def test_prototypes_are_training_clips_of_the_classifier(root, trained, fitted):

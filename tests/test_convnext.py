@@ -387,3 +387,65 @@ def test_live_transformers(in_channels, tmp_path):
         their_map = their_map.permute(0, 2, 3, 1).numpy()
         np.testing.assert_allclose(our_map, their_map, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(logits, out.logits.numpy(), rtol=1e-4, atol=1e-4)
+
+
+# Rounded products
+
+
+def rounded_to_bfloat16(array):
+    """Nearest, ties to even, eight significant bits: by the bits of float32."""
+    bits = np.asarray(array, np.float32).view(np.uint32).astype(np.uint64)
+    bits = bits + 0x7FFF + ((bits >> 16) & 1)
+    return ((bits >> 16) << 16).astype(np.uint32).view(np.float32)
+
+
+def test_rounded_products_sum_in_float32(rng):
+    layer = nnx.Linear(5, 3, rngs=nnx.Rngs(0))
+    layer.bias[...] = jnp.asarray(rng.normal(size=3), jnp.float32)
+    x = rng.normal(size=(2, 4, 1, 5)).astype(np.float32)
+    kernel = np.asarray(layer.kernel[...])
+    bias = np.asarray(layer.bias[...])
+    exact = convnext._linear(layer, jnp.asarray(x))
+    np.testing.assert_allclose(exact, x @ kernel + bias, rtol=1e-5, atol=1e-6)
+    bits = jax.lax.bitcast_convert_type(kernel.astype(jnp.bfloat16), jnp.uint16)
+    layer.kernel = nnx.Param(bits)
+    expected = rounded_to_bfloat16(x) @ rounded_to_bfloat16(kernel)
+    found = convnext._linear(layer, jnp.asarray(x))
+    assert found.dtype == jnp.float32
+    # Factors of eight bits have products of sixteen: only the sum's order differs.
+    expected += bias
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
+
+
+def test_only_the_products_of_the_blocks_are_rounded():
+    model = convnext.ConvNeXt(TINY, rngs=nnx.Rngs(0))
+    rounded = convnext.with_matmul_dtype(model, "bfloat16")
+    before, after = convnext.named_arrays(model), convnext.named_arrays(rounded)
+    changed = {name for name in before if after[name].dtype != before[name].dtype}
+    assert changed == {
+        f"stages.{s}.blocks.{layer}.kernel"
+        for s in range(len(TINY.depths))
+        for layer in ("expand", "contract")
+    }
+    for name in set(before) - changed:
+        np.testing.assert_array_equal(before[name], after[name])
+    assert convnext.with_matmul_dtype(model, "float32") is model
+    with pytest.raises(ValueError, match="float32, bfloat16, got 'float16'"):
+        convnext.with_matmul_dtype(model, "float16")
+
+
+def test_rounded_products_give_nearly_the_same_answers(rng):
+    model = lively(TINY)
+    x = jnp.asarray(rng.normal(size=(3, 32, 48)), jnp.float32)
+    exact_map, exact = forward(model, x)
+    rounded = convnext.with_matmul_dtype(model, "bfloat16")
+    feature_map, logits = forward(rounded, x)
+    assert feature_map.dtype == logits.dtype == jnp.float32
+    for found, expected in ((feature_map, exact_map), (logits, exact)):
+        off = np.abs(np.asarray(found - expected)).max() / np.abs(expected).max()
+        assert 0 < off < 0.03
+    # The contract holds for the rounded network as it does for the exact one.
+    head = convnext.as_classifier(rounded, NAMES).head
+    np.testing.assert_allclose(
+        head(feature_map.mean(axis=(1, 2))), logits, rtol=1e-4, atol=1e-5
+    )

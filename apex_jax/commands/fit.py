@@ -28,6 +28,7 @@ from apex_jax import (
     figures,
     fit,
     progress,
+    rounding,
     runs,
     schemes,
     suggest,
@@ -81,10 +82,16 @@ def main(config: options.Fit) -> dict[str, Any]:
         split = dataclasses.asdict(shares)
         runs.claim(config.out, config, command="fit", split=split)
     with stages("features"):
+        # To learn from; what is tested are the network's own answers.
+        learner = convnext.as_classifier(
+            convnext.with_matmul_dtype(model, config.matmul_dtype),
+            found.class_names,
+            found.activation,
+        )
         cached = {
             name: runs.features(
                 config.out / "cache" / name,
-                classifier,
+                learner if name == "train" else classifier,
                 _cut(clips, front_end, config, skip_log),
                 front_end,
                 content=cache.content_for(schemes.parse(config.scheme)),
@@ -108,6 +115,24 @@ def main(config: options.Fit) -> dict[str, Any]:
             ).check()
             for name, part in cached.items()
         }
+    rounded = None
+    if config.matmul_dtype != "float32":
+        with stages("check rounding"):
+            rounded, pooled, logits = rounding.measure(
+                classifier,
+                cached["train"],
+                front_end,
+                batch_size=config.batch_size,
+                mesh=mesh,
+                skip_log=skip_log,
+            )
+            invariance["train"] = disentangle.audit(
+                fitted.explainer.transform,
+                classifier.head,
+                pooled,
+                logits,
+                activation=classifier.activation,
+            ).check()
     with stages("write"):
         explain.save(config.out, fitted.explainer, overwrite=True)
         runs.write_bank(config.out / "bank.csv", fitted.explainer)
@@ -125,6 +150,7 @@ def main(config: options.Fit) -> dict[str, Any]:
         "invariance": {
             name: dataclasses.asdict(audit) for name, audit in invariance.items()
         },
+        "rounding": rounded and dataclasses.asdict(rounded),
         "purity": {
             "before": before,
             "after": after,
@@ -137,6 +163,8 @@ def main(config: options.Fit) -> dict[str, Any]:
     runs.write_json(config.out / "results.json", results)
     runs.report("purity", f"{before:.3f} before, {after:.3f} after")
     runs.report_audits(invariance)
+    if rounded is not None:
+        runs.report("rounding", rounding.in_words(rounded))
     then = f"apex-jax explain CLIP --run {config.out}"
     runs.report_end(config.out, skip_log, stages, then)
     return results

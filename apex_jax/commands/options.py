@@ -63,6 +63,9 @@ class Fit:
       scheme: where prototypes lie: a moment in a band, a moment, a band, or both.
       windows_per_file: consecutive clips taken from a long file, at most.
       batch_size: clips in the network at a time.
+      matmul_dtype: of the network's products while the training clips' features are
+        computed; bfloat16 is faster on accelerators and most new processors. What it
+        changed is measured and written down; predictions stay the network's own.
       seed: of the optimisation.
       strict: stop at the first file that cannot be read, instead of skipping it.
       overwrite: replace a finished run of other settings.
@@ -85,6 +88,7 @@ class Fit:
     scheme: Literal["square", "time", "frequency", "time-frequency"] = "frequency"
     windows_per_file: int = 1
     batch_size: int = 32
+    matmul_dtype: settings.MatmulDtype = "float32"
     seed: int = 0
     strict: Flag = False
     overwrite: Flag = False

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from apex_jax import classifier
+from apex_jax import classifier, settings
 from apex_jax.models import depthwise
 
+MatmulDtype = settings.MatmulDtype
 Size = Literal["atto", "femto", "pico", "nano", "tiny", "small", "base", "large"]
 
 _SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -35,6 +36,9 @@ _SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "base": ((3, 3, 27, 3), (128, 256, 512, 1024)),
     "large": ((3, 3, 27, 3), (192, 384, 768, 1536)),
 }
+
+# The layers that hold nearly all of the arithmetic.
+_PRODUCTS = ("blocks.expand.kernel", "blocks.contract.kernel")
 
 # Differs from the original's normal(0.02). Trained from scratch on a small corpus the
 # two do equally well (docs/decisions/0010).
@@ -129,8 +133,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Same shape, `[batch, freq, time, chan]`."""
-        hidden = _gelu(self.expand(self.norm(self.depthwise(x))))
-        return x + self.contract(hidden) * _along(self.scale, x)
+        hidden = _gelu(_linear(self.expand, self.norm(self.depthwise(x))))
+        return x + _linear(self.contract, hidden) * _along(self.scale, x)
 
 
 class Stage(nnx.Module):
@@ -284,6 +288,38 @@ def check_class_names(class_names: Sequence[str], num_classes: int) -> None:
         )
 
 
+def with_matmul_dtype(model: ConvNeXt, dtype: str) -> ConvNeXt:
+    """The network with the products of its blocks in another precision.
+
+    In bfloat16 both factors are rounded to eight significant bits, and sums, norms,
+    GELU, the residual stream, the folded norm and the head stay float32. That is what
+    accelerators are made for, and for features only: what it does to logits, purity
+    and regions is in docs/decisions/0021.
+
+    Args:
+      model: a network in float32.
+      dtype: "bfloat16", or "float32", which gives it back as it is.
+
+    Raises:
+      ValueError: no such dtype.
+    """
+    if dtype not in get_args(MatmulDtype):
+        raise ValueError(
+            f"matmul dtype is one of {', '.join(get_args(MatmulDtype))}, got {dtype!r}"
+        )
+    if dtype == "float32":
+        return model
+    # Rounded once, and kept as bits: XLA's loop over the blocks takes its slice of a
+    # bfloat16 array by way of float32 on a CPU, three times as long as the product.
+    arrays = {
+        name: jax.lax.bitcast_convert_type(jnp.asarray(array, dtype), jnp.uint16)
+        if name.endswith(_PRODUCTS)
+        else array
+        for name, array in named_arrays(model).items()
+    }
+    return from_named_arrays(model.config, arrays)
+
+
 def named_arrays(model: ConvNeXt) -> dict[str, Any]:
     """The network's arrays by name, `stages.0.blocks.norm.scale` for one.
 
@@ -333,6 +369,21 @@ def _patches(before: int, after: int, size: int, rngs: nnx.Rngs) -> nnx.Conv:
 def _layer_norm(dim: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
     # The fast variance E[x^2] - E[x]^2 cancels where a map has a large mean.
     return nnx.LayerNorm(dim, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
+
+
+def _linear(layer: nnx.Linear, x: jax.Array) -> jax.Array:
+    """The layer with its input in the kernel's precision and the sum in float32."""
+    kernel = layer.kernel[...]
+    if kernel.dtype == jnp.uint16:
+        kernel = jax.lax.bitcast_convert_type(kernel, jnp.bfloat16)
+    product = jax.lax.dot_general(
+        x.astype(kernel.dtype),
+        kernel,
+        (((x.ndim - 1,), (0,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+    assert layer.bias is not None
+    return product + _along(layer.bias, x)
 
 
 def _gelu(x: jax.Array) -> jax.Array:
