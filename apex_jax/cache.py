@@ -81,7 +81,8 @@ def extract(
         pooled = classifier_lib.pool(feature_map)
         return pooled, logits, schemes.views(feature_map, keep_cells=keep_cells)
 
-    return mesh_lib.map_clips(on_device, mesh)(classifier, waveform)
+    together = front_end.couples_clips
+    return mesh_lib.map_clips(on_device, mesh, together=together)(classifier, waveform)
 
 
 def stream(

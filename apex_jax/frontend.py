@@ -208,9 +208,14 @@ class FrontEnd:
         """`(rows, frames)` of a spectrogram."""
         return (self.num_rows, self.num_frames)
 
+    @property
+    def couples_clips(self) -> bool:
+        """Whether a clip's spectrogram depends on the others of its batch."""
+        return self.top_db_scope == "batch"
+
     def check_devices(self, num_devices: int) -> None:
         """Raises ValueError if clips spread over several devices would change."""
-        if self.top_db_scope == "batch" and num_devices > 1:
+        if self.couples_clips and num_devices > 1:
             raise ValueError(
                 "top_db_scope='batch' makes a clip depend on its batch mates, which "
                 f"{num_devices} devices cannot see; use 'clip', or one device"

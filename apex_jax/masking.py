@@ -133,8 +133,8 @@ def masked_logits(
       mesh: devices the batch is spread over.
 
     Returns:
-      Logits with nothing, the region and random regions hidden; and the locations
-      `[batch, 2]`.
+      Logits with nothing, the region and random regions hidden, the last of them
+      `[batch, draw, classes]`; and the locations `[batch, 2]`.
     """
 
     def on_device(copied, spread):
@@ -168,13 +168,13 @@ def masked_logits(
         location = jax.vmap(top_location)(feature_map, logits)
         # One draw at a time: memory does not grow with their number.
         random = jax.lax.map(random_draw, jnp.arange(draws))
-        return logits, logits_without(location), random, location
+        clips_first = jnp.swapaxes(random, 0, 1)
+        return logits, logits_without(location), clips_first, location
 
-    spread = mesh_lib.CLIPS
-    draws_first = jax.sharding.PartitionSpec(None, mesh_lib.AXIS)
-    return mesh_lib.map_clips(
-        on_device, mesh, out_specs=(spread, spread, draws_first, spread)
-    )((key, classifier, transform), (waveform, index))
+    together = front_end.couples_clips
+    return mesh_lib.map_clips(on_device, mesh, together=together)(
+        (key, classifier, transform), (waveform, index)
+    )
 
 
 def study(
@@ -250,7 +250,7 @@ def study(
                 index[valid],
                 np.asarray(none)[valid],
                 np.asarray(apex)[valid],
-                np.moveaxis(np.asarray(random)[:, valid], 1, 0),
+                np.asarray(random)[valid],
                 np.asarray(location)[valid],
             )
         )

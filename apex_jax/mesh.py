@@ -22,6 +22,11 @@ COPY = PartitionSpec()
 
 Tree = TypeVar("Tree")
 
+# Of so many clips a CPU's caches hold what passes between a network's layers. Batches
+# of 32 take 1.2 to 1.4 times as long a clip for ConvNeXt atto and tiny, and three times
+# for the spectrogram alone.
+CPU_CLIPS = 4
+
 
 def make(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over `devices`, by default all of them, of all processes."""
@@ -156,19 +161,34 @@ def assemble(
 
 
 def map_clips(
-    function: Callable[..., Any], mesh: Mesh, *, out_specs: Any = CLIPS
+    function: Callable[..., Any], mesh: Mesh, *, together: bool = False
 ) -> Callable[..., Any]:
     """`function(copied, spread)` run by each device on its own clips.
 
-    Clips must not depend on each other: nothing is exchanged. Left to itself, XLA
-    gathers the whole batch on every device for a Fourier transform.
+    Nothing is exchanged between devices. Left to itself, XLA gathers the whole batch
+    on every device for a Fourier transform.
 
     Args:
       function: of a pytree that every device has, and of a pytree of this device's
-        clips, axis 0.
+        clips; axis 0 of what it takes and gives counts clips.
       mesh: from `make`.
-      out_specs: how the result is spread; by default, axis 0 counts clips.
+      together: clips of a device depend on each other. If not, a CPU gets a few at a
+        time, whatever the batch.
     """
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=(COPY, CLIPS), out_specs=out_specs
-    )
+    if not together and mesh.devices.flat[0].platform == "cpu":
+        function = _few_at_a_time(function)
+    return jax.shard_map(function, mesh=mesh, in_specs=(COPY, CLIPS), out_specs=CLIPS)
+
+
+def _few_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` on `CPU_CLIPS` clips after another, where they divide the batch."""
+
+    def on_device(copied, spread):
+        count = len(jax.tree.leaves(spread)[0])
+        if count <= CPU_CLIPS or count % CPU_CLIPS:
+            return function(copied, spread)
+        groups = jax.tree.map(lambda a: a.reshape(-1, CPU_CLIPS, *a.shape[1:]), spread)
+        results = jax.lax.map(lambda group: function(copied, group), groups)
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), results)
+
+    return on_device

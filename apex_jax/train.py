@@ -69,7 +69,8 @@ def step(
     def on_device(_, waveform):
         return audio.spectrogram(front_end, waveform)
 
-    spectrogram = mesh_lib.map_clips(on_device, mesh)(None, waveform)
+    together = front_end.couples_clips
+    spectrogram = mesh_lib.map_clips(on_device, mesh, together=together)(None, waveform)
 
     def loss_of(model):
         return objective.cross_entropy(model(spectrogram), target, valid, activation)

@@ -85,3 +85,32 @@ def test_to_host_frees_a_copy_from_the_mesh():
     np.testing.assert_array_equal(freed, [0, 1, 2])
     # Not bound to a device: it goes where it is used.
     assert len((freed + mesh_lib.replicate(jnp.ones(3), mesh_of(3))).devices()) == 3
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_a_cpu_gets_a_few_clips_at_a_time(num_devices, rng):
+    mesh, few = mesh_of(num_devices), mesh_lib.CPU_CLIPS
+    seen = []
+
+    def function(factor, clips):
+        seen.append(len(clips["x"]))
+        return {"sum": factor * clips["x"].sum(axis=1), "n": clips["n"]}, clips["x"]
+
+    def run(count, **options):
+        seen.clear()
+        clips = {
+            "x": jnp.asarray(rng.normal(size=(count, 3)), jnp.float32),
+            "n": jnp.arange(count),
+        }
+        run_all = jax.jit(mesh_lib.map_clips(function, mesh, **options))
+        found, again = run_all(jnp.float32(2), mesh_lib.shard(clips, mesh))
+        np.testing.assert_allclose(found["sum"], 2 * clips["x"].sum(axis=1), rtol=1e-5)
+        np.testing.assert_array_equal(found["n"], clips["n"])
+        np.testing.assert_array_equal(again, clips["x"])
+        return set(seen)
+
+    assert run(3 * few * num_devices) == {few}
+    assert run(3 * few * num_devices, together=True) == {3 * few}
+    # Not to be divided: as they come.
+    assert run((few + 1) * num_devices) == {few + 1}
+    assert run(num_devices) == {1}
