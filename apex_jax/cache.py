@@ -128,6 +128,58 @@ def stream(
         yield index[valid], {name: array[valid] for name, array in arrays.items()}
 
 
+def predict(
+    classifier: classifier_lib.Classifier,
+    clips: Sequence[data.Clip],
+    front_end: audio.FrontEnd,
+    *,
+    batch_size: int = 32,
+    mesh: Mesh,
+    skip_log: data.SkipLog,
+    on_progress: progress.OnProgress = progress.silent,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pooled vectors and logits of the clips that can be read, in their order.
+
+    Of several processes each runs its share; all of them return the whole.
+
+    Args:
+      classifier: the network.
+      clips: what to classify.
+      front_end: settings of the spectrogram.
+      batch_size: clips a step.
+      mesh: devices.
+      skip_log: notes clips that cannot be read.
+      on_progress: told how many clips are done.
+
+    Returns:
+      Positions in `clips` `[n]`, pooled `[n, chan]` and logits `[n, classes]`.
+
+    Raises:
+      ValueError: no clip could be read.
+    """
+    # Fewer clips than processes: each runs all of them.
+    spread = len(clips) >= jax.process_count()
+    own = hosts.share(len(clips)) if spread else range(len(clips))
+    parts = [
+        (positions + own.start, arrays["pooled"], arrays["logits"])
+        for positions, arrays in stream(
+            classifier,
+            clips[own.start : own.stop],
+            front_end,
+            batch_size=batch_size,
+            mesh=mesh,
+            skip_log=skip_log,
+            on_progress=on_progress,
+        )
+    ]
+    whole = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    positions, pooled, logits = hosts.concatenate(whole) if spread else whole
+    skip_log.share()
+    if not len(positions):
+        raise ValueError(f"none of the {len(clips)} clips could be read")
+    return positions, pooled, logits
+
+
 def _run(
     classifier: classifier_lib.Classifier,
     clips: Sequence[data.Clip],

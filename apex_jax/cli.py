@@ -119,9 +119,10 @@ def _run(name: str, arguments: list[str]) -> int:
         args=arguments,
         config=(tyro.conf.DisallowNone,),
     )
-    from apex_jax import compilation
+    from apex_jax import compilation, hosts
 
     compilation.keep()
+    hosts.connect(getattr(config, "hosts", hosts.Config()))
     summary = importlib.import_module(command.module).main(config)
     return _say(summary) if isinstance(summary, str) else 0
 

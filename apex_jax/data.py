@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from apex_jax import audio
+from apex_jax import audio, hosts
 
+MAX_THREADS = 16
 Batch = dict[str, np.ndarray]
 Example = dict[str, Any]
 
@@ -82,6 +83,13 @@ class SkipLog:
             raise error
         with self._lock:
             self._reasons.setdefault(str(error.path), error.reason)
+
+    def share(self) -> None:
+        """Tells every process what the others noted; all of them have to call it."""
+        for entries in hosts.collect(self.entries()):
+            with self._lock:
+                for path, reason in entries:
+                    self._reasons.setdefault(path, reason)
 
     def entries(self) -> list[tuple[str, str]]:
         """`(path, reason)` in the order of the paths."""
@@ -200,8 +208,9 @@ def batches(
     seed: int | None = None,
     random_crop: bool = False,
     num_epochs: int | None = 1,
-    num_threads: int = 2,
+    num_threads: int | None = None,
     start: int = 0,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Batches of one shape, in an order that depends on the arguments alone.
 
@@ -216,8 +225,11 @@ def batches(
       random_crop: a random stretch of the file each time instead of the one at
         `offset_s`; only that stretch is decoded. Needs `seed`.
       num_epochs: how often each clip comes; None: without end.
-      num_threads: that read ahead, each whole batches; 0: none, the caller's reads.
+      num_threads: that read ahead, each whole batches; 0: none, the caller's reads;
+        None: one for each core that this process may use, but at most 16.
       start: number of batches to leave out, to go on after an interruption.
+      part: number and count of consecutive parts of each batch: only this one is read
+        and given, and together they are the whole. They must divide the batch.
 
     Yields:
       `waveform [batch, sample]` float32, `index [batch]` int32 into `clips`,
@@ -230,6 +242,8 @@ def batches(
         raise ValueError(f"batches: batch_size={batch_size}; it must be at least 1")
     if num_epochs is not None and num_epochs < 1:
         raise ValueError(f"batches: num_epochs={num_epochs}; at least 1, or None")
+    if num_threads is None:
+        num_threads = min(hosts.cores(), MAX_THREADS)
     if start < 0 or num_threads < 0:
         raise ValueError(
             f"batches: start={start}, num_threads={num_threads}; at least 0"
@@ -239,25 +253,37 @@ def batches(
     if random_crop and seed is None:
         raise ValueError("batches: random_crop=True needs a seed")
 
+    number, parts = part
+    if not 0 <= number < parts or batch_size % parts:
+        raise ValueError(
+            f"batches: part={part}; it must be one of as many as divide the batch of "
+            f"{batch_size}"
+        )
+    size = batch_size // parts
+    own = slice(number * size, (number + 1) * size)
+
     dtypes = {"waveform": "f4", "index": "i4", "valid": "?"}
     silence = np.zeros(front_end.num_samples, np.float32)
     nothing = {"waveform": silence, "index": -1, "valid": False}
 
-    def example(index: int, rng: np.random.Generator | None = None) -> Example:
+    def example(index: int, at: float | None) -> Example:
         clip = clips[index]
         try:
             offset_s = clip.offset_s
-            if rng is not None:
+            if at is not None:
                 free_s = audio.duration(clip.path) - front_end.clip_s
-                offset_s = rng.uniform(0, max(0, free_s))
+                offset_s = at * max(0, free_s)
             waveform = audio.load_clip(clip.path, front_end, offset_s)
         except audio.AudioError as error:
             skip_log.add(error)
             return {**nothing, "index": index}
         return {"waveform": waveform, "index": index, "valid": True}
 
-    def collate(examples: Sequence[Example]) -> Batch:
-        filled = [*examples, *[nothing] * (batch_size - len(examples))]
+    def load(indices: Sequence[int], rng: np.random.Generator | None = None) -> Batch:
+        # Drawn for the whole batch: what a clip gets does not depend on who reads it.
+        places = [None] * batch_size if rng is None else rng.random(batch_size)
+        read = [example(*one) for one in zip(indices[own], places[own], strict=False)]
+        filled = [*read, *[nothing] * (size - len(read))]
         return {
             key: np.array([example[key] for example in filled], dtype)
             for key, dtype in dtypes.items()
@@ -269,10 +295,13 @@ def batches(
         dataset = grain.MapDataset.source(range(len(clips)))
         if seed is not None:
             dataset = dataset.seed(seed).shuffle()
-        dataset = dataset.random_map(example) if random_crop else dataset.map(example)
-        dataset = dataset.batch(batch_size, batch_fn=collate).repeat(num_epochs)
-        # grain's own defaults buffer 500 batches in 16 threads.
-        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4)
+        dataset = dataset.batch(batch_size, batch_fn=list)
+        dataset = dataset.random_map(load) if random_crop else dataset.map(load)
+        dataset = dataset.repeat(num_epochs)
+        # grain's own default buffers 500 batches.
+        options = grain.ReadOptions(
+            num_threads=num_threads, prefetch_buffer_size=max(4, num_threads)
+        )
         reader = iter(dataset.to_iter_dataset(options))
         reader.set_state({"next_index": start})
         # Whoever stops early leaves no thread reading on.

@@ -10,6 +10,8 @@ In a single process every function here does nothing but give back what it was g
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -23,25 +25,32 @@ Tree = TypeVar("Tree")
 Config = settings.Hosts
 
 
-def connect(config: Config | None) -> None:
-    """Joins the other processes; waits until all are there.
+def connect(config: Config) -> None:
+    """Joins the other processes, if there are others; waits until all are there.
 
     To be called once, before anything asks JAX for a device.
 
     Args:
-      config: how they find each other; None for a single process.
+      config: how they find each other.
 
     Raises:
       ValueError: settings that cannot work, or no cluster that JAX knows.
     """
-    if config is None:
-        return
     config.check()
+    if config.alone:
+        return
     # On CPU devices; accelerators bring collectives of their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         config.coordinator, config.num_processes, config.process_id
     )
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def is_primary() -> bool:
@@ -53,6 +62,21 @@ def share(count: int) -> range:
     """This process's part of `count` things: consecutive, in process order."""
     number, processes = jax.process_index(), jax.process_count()
     return range(count * number // processes, count * (number + 1) // processes)
+
+
+def agree(decide: Callable[[], None]) -> None:
+    """Runs `decide` in the primary process; what it refuses, all of them refuse."""
+    error: ValueError | OSError | None = None
+    if is_primary():
+        try:
+            decide()
+        except (ValueError, OSError) as raised:
+            error = raised
+    verdict = collect(None if error is None else str(error))[0]
+    if error is not None:
+        raise error
+    if verdict is not None:
+        raise ValueError(verdict)
 
 
 def barrier(name: str) -> None:

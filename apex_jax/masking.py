@@ -219,11 +219,9 @@ def study(
     front_end.check_devices(mesh.size)
     mesh = mesh_lib.local(mesh)
     classifier, transform = mesh_lib.replicate((classifier, transform), mesh)
-    own = hosts.share(len(clips))
-    if 0 < len(clips) < jax.process_count():
-        raise ValueError(
-            f"{len(clips)} clips on {jax.process_count()} hosts; at least one a host"
-        )
+    # Fewer clips than processes: each runs all of them.
+    spread = len(clips) >= jax.process_count()
+    own = hosts.share(len(clips)) if spread else range(len(clips))
     parts: list[tuple[np.ndarray, ...]] = []
     for batch in data.batches(
         clips[own.start : own.stop],
@@ -255,13 +253,9 @@ def study(
             )
         )
         on_progress(int((batch["index"] >= 0).sum()))
-    whole = hosts.concatenate(
-        tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    )
-    for entries in hosts.collect(skip_log.entries()):
-        for path, reason in entries:
-            skip_log.add(audio.AudioError(path, reason))
-    index, none, apex, random, location = whole
+    whole = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    skip_log.share()
+    index, none, apex, random, location = hosts.concatenate(whole) if spread else whole
     if not len(index):
         raise ValueError(f"none of the {len(clips)} clips could be read")
     return Study(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import tqdm
 
 from apex_jax import compilation
@@ -22,7 +23,10 @@ def silent(done: int) -> None:
 
 @contextlib.contextmanager
 def bar(label: str, total: int, unit: str) -> Iterator[OnProgress]:
-    """A bar on stderr with rate and time left; nothing if done within a second."""
+    """A bar on stderr with rate and time left; nothing if done within a second.
+
+    Of several processes only the first shows one.
+    """
     # A log file gets a line now and then, not ten a second.
     interval = 0.1 if sys.stderr.isatty() else 10.0
     with tqdm.tqdm(
@@ -33,6 +37,7 @@ def bar(label: str, total: int, unit: str) -> Iterator[OnProgress]:
         mininterval=interval,
         dynamic_ncols=True,
         leave=True,
+        disable=jax.process_index() > 0,
     ) as shown:
         yield shown.update
 

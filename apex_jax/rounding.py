@@ -68,24 +68,18 @@ def measure(
       classifier: the network as it is.
       cached: features of the rounded one.
       front_end: settings of the spectrogram.
-      **options: of `cache.stream`.
+      **options: of `cache.predict`.
 
     Returns:
       The comparison, and the exact pooled vectors `[n, chan]` and logits
       `[n, classes]`.
     """
     step = -(-len(cached.clips) // NUM_CLIPS)
-    read, pooled, logits = [], [], []
-    for positions, arrays in cache.stream(
+    positions, pooled, logits = cache.predict(
         classifier, cached.clips[::step], front_end, **options
-    ):
-        read += [position * step for position in positions]
-        pooled.append(arrays["pooled"])
-        logits.append(arrays["logits"])
-    exact = np.concatenate(logits)
-    rounded = np.asarray(cached.features.logits)[read]
-    found = compare(exact, rounded, classifier.activation)
-    return found, np.concatenate(pooled), exact
+    )
+    rounded = np.asarray(cached.features.logits)[positions * step]
+    return compare(logits, rounded, classifier.activation), pooled, logits
 
 
 def in_words(found: Rounding) -> str:

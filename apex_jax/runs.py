@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from apex_jax import audio, cache, data, disentangle, explain, progress
+from apex_jax import audio, cache, data, disentangle, explain, hosts, progress
 from apex_jax import classifier as classifier_lib
 
 INDENT = 13  # of what stands beside a label
@@ -36,8 +36,9 @@ BANK_HEADER = (
 
 
 def say(message: str) -> None:
-    """A line for the person at the terminal."""
-    print(message, flush=True)  # noqa: T201
+    """A line for the person at the terminal; of several processes the first's."""
+    if hosts.is_primary():
+        print(message, flush=True)  # noqa: T201
 
 
 def check_least(config: Any, **least: int) -> None:
@@ -61,18 +62,23 @@ def claim(output: Path, config: Any, **more: Any) -> None:
     Raises:
       ValueError: the folder holds a finished run of other settings.
     """
-    output.mkdir(parents=True, exist_ok=True)
+
+    def decide() -> None:
+        output.mkdir(parents=True, exist_ok=True)
+        before = read_json(output / "config.json")
+        same = {**(before or {}), **either} == {**settings, **either}
+        if (output / "results.json").exists() and not (same or config.overwrite):
+            raise ValueError(
+                f"{output} holds a finished run of other settings; name another "
+                "folder, or --overwrite it"
+            )
+        for stale in ("results.json", "training.json"):
+            (output / stale).unlink(missing_ok=True)
+        write_json(output / "config.json", settings)
+
     settings = {**plain(config), **more}
-    before = read_json(output / "config.json")
-    same = {**(before or {}), "overwrite": None} == {**settings, "overwrite": None}
-    if (output / "results.json").exists() and not (same or config.overwrite):
-        raise ValueError(
-            f"{output} holds a finished run of other settings; name another folder, "
-            "or --overwrite it"
-        )
-    for stale in ("results.json", "training.json"):
-        (output / stale).unlink(missing_ok=True)
-    write_json(output / "config.json", settings)
+    either = {"overwrite": None, "hosts": None}  # what changes no result
+    hosts.agree(decide)
 
 
 def features(
@@ -89,7 +95,10 @@ def features(
             return cache.build(directory, classifier, clips, front_end, **options)
         except cache.CacheError as error:
             say(f"{error}; making it anew")
-            shutil.rmtree(directory)
+            hosts.barrier("cache looked at")
+            if hosts.is_primary():
+                shutil.rmtree(directory)
+            hosts.barrier("cache removed")
             return cache.build(directory, classifier, clips, front_end, **options)
 
 
@@ -107,26 +116,16 @@ def predictions(
       classifier: the network.
       clips: what to classify.
       front_end: settings of the spectrogram.
-      **options: of `cache.stream`.
+      **options: of `cache.predict`.
 
     Raises:
       ValueError: no clip could be read.
     """
-    read: list[data.Clip] = []
-    parts: list[dict[str, np.ndarray]] = []
     with progress.bar(label, len(clips), "clip") as done:
-        for position, arrays in cache.stream(
+        positions, pooled, logits = cache.predict(
             classifier, clips, front_end, on_progress=done, **options
-        ):
-            read += [clips[i] for i in position]
-            parts.append(arrays)
-    if not read:
-        raise ValueError(f"none of the {len(clips)} clips could be read")
-    pooled, logits = (
-        np.concatenate([arrays[name] for arrays in parts])
-        for name in ("pooled", "logits")
-    )
-    return read, pooled, logits
+        )
+    return [clips[i] for i in positions], pooled, logits
 
 
 def load(
@@ -208,6 +207,8 @@ def front_end_of(explainer: explain.Explainer) -> audio.FrontEnd:
 
 def write_bank(file: Path, explainer: explain.Explainer) -> None:
     """The prototypes of every channel as a table that a person can read."""
+    if not hosts.is_primary():
+        return
     grid = explainer.grid()
     names = explainer.classifier.class_names
     # Names of files are bytes, which need not be text: they are kept as they are.
@@ -255,7 +256,9 @@ def read_json(file: Path) -> Any:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Indented, with a newline at the end."""
+    """Indented, with a newline at the end; of several processes the first writes it."""
+    if not hosts.is_primary():
+        return
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -35,31 +35,47 @@ _OPEN = tyro.conf.arg(help_behavior_hint="")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hosts:
-    """How the processes find each other.
+    """How the processes of one run find each other; by default it has only one.
 
-    All three, or none: then the cluster's own environment is asked (SLURM, Open MPI,
-    Kubernetes, Cloud TPU, as `jax.distributed` knows them).
+    Start the same command on every host, with the same settings but for process_id,
+    and one folder to write to that all of them see.
 
     Attributes:
       coordinator: HOST:PORT of process 0, where all can reach it.
       num_processes: how many there are.
       process_id: which one this is, from 0.
+      cluster: ask the cluster instead of naming these three; SLURM, Open MPI,
+        Kubernetes and Cloud TPU are known.
     """
 
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
+    coordinator: Annotated[
+        str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")
+    ] = None
+    num_processes: Annotated[int | None, _OPEN] = None
+    process_id: Annotated[int | None, _OPEN] = None
+    cluster: tyro.conf.FlagCreatePairsOff[bool] = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is the only process."""
+        return self == Hosts()
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot work."""
         given = dataclasses.asdict(self)
+        del given["cluster"]
         missing = [name for name, value in given.items() if value is None]
         if len(missing) == len(given):
             return
+        if self.cluster:
+            raise ValueError(
+                "hosts: either cluster, which knows where processes are, or "
+                "coordinator, num_processes and process_id"
+            )
         if missing:
             raise ValueError(
                 f"hosts: {', '.join(missing)} not given; name coordinator, "
-                "num_processes and process_id, or none of them to ask the cluster"
+                "num_processes and process_id, or cluster to ask it for them"
             )
         host, _, port = (self.coordinator or "").rpartition(":")
         if not host or not port.isdigit():

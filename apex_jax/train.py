@@ -149,6 +149,8 @@ def fit(
         seed=seed,
         random_crop=config.random_crop,
         num_epochs=num_epochs,
+        # A process reads what its own devices work on.
+        part=(jax.process_index(), jax.process_count()),
     )
     for number, batch in enumerate(stream, start=1):
         arrays = {
@@ -159,15 +161,18 @@ def fit(
         model, state, loss = step(
             model,
             state,
-            **mesh_lib.shard(arrays, mesh),
+            **mesh_lib.shard_own(arrays, mesh),
             optimiser=optimiser,
             front_end=front_end,
             activation=activation,
             mesh=mesh,
         )
         losses.append(loss)
-        on_progress(int((batch["index"] >= 0).sum()))
-        if number % steps_per_epoch:
+        place = number % steps_per_epoch
+        on_progress(
+            batch_size if place else len(clips) - batch_size * (steps_per_epoch - 1)
+        )
+        if place:
             continue
         report = _validate(
             model,
@@ -194,6 +199,7 @@ def fit(
         if report.validation_loss < best_loss:
             best = jax.tree.map(jnp.copy, model)
             best_loss = report.validation_loss
+    skip_log.share()
     return mesh_lib.to_host(best), epochs
 
 
@@ -210,21 +216,16 @@ def _validate(
     mesh: Mesh,
     skip_log: data.SkipLog,
 ) -> Epoch:
-    logits: list[np.ndarray] = []
-    read: list[data.Clip] = []
-    for position, arrays in cache.stream(
+    positions, _, logits = cache.predict(
         convnext.as_classifier(model, class_names, activation),
         clips,
         front_end,
         batch_size=batch_size,
         mesh=mesh,
         skip_log=skip_log,
-    ):
-        logits.append(arrays["logits"])
-        read.extend(clips[i] for i in position)
-    if not read:
-        raise ValueError(f"none of the {len(clips)} validation clips could be read")
-    scores, target = jnp.concatenate(logits), objective.targets(read, len(class_names))
+    )
+    read = [clips[i] for i in positions]
+    scores, target = jnp.asarray(logits), objective.targets(read, len(class_names))
     everything = jnp.ones(len(read), bool)
     loss = objective.cross_entropy(scores, jnp.asarray(target), everything, activation)
     best = np.asarray(jnp.argmax(scores, axis=1))

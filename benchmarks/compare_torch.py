@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from apex_jax import settings
+from apex_jax import hosts, settings
 from apex_jax.models import convnext
-from benchmarks import machine, rows, sizes, synthetic, timing
+from benchmarks import rows, sizes, synthetic, timing
 
 MISSING = (
     "--compare-torch needs torch, which is not installed; for this CPU: pip install "
@@ -39,7 +39,7 @@ def backbone(size: sizes.Sizes) -> list[rows.Row]:
     from benchmarks import torch_convnext
 
     on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
-    torch.set_num_threads(machine.cores())
+    torch.set_num_threads(hosts.cores())
     model = synthetic.classifier(size.network).params
     shape = (size.batch, *size.front_end.shape)
     # A copy: torch warns of JAX's arrays, which may not be written.

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from apex_jax import hosts
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "librosa", "grain")
 
 
@@ -24,19 +26,12 @@ def describe() -> dict[str, Any]:
         "platform": device.platform,
         "device": device.device_kind if device.platform != "cpu" else processor(),
         "devices": len(jax.devices()),
-        "cores": cores(),
+        "cores": hosts.cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {"python": platform.python_version(), **versions},
         "commit": commit(),
         "load_average": load_average(),
     }
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def load_average() -> float | None:

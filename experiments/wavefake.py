@@ -29,10 +29,11 @@ def cli() -> None:
     config = tyro.cli(options.Config, description=HELP)
     try:
         # Not before: whoever asks for help, or mistypes, need not wait for JAX.
-        from apex_jax import compilation
+        from apex_jax import compilation, hosts
         from experiments import wavefake_run
 
         compilation.keep()
+        hosts.connect(config.hosts)
         wavefake_run.main(config)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -62,6 +62,8 @@ class Config:
         std=17.0,
     )
     """Settings of the spectrogram; those of `--weights` come with them."""
+    hosts: settings.Hosts = settings.Hosts()
+    """For several processes; started alone, none of these."""
     train: settings.Training = settings.Training()
     """Training of the classifier."""
     optimise: settings.Optimisation = settings.Optimisation()

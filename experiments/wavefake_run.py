@@ -21,6 +21,7 @@ from apex_jax import (
     explain,
     figures,
     fit,
+    hosts,
     progress,
     rounding,
     runs,
@@ -157,17 +158,17 @@ def main(config: options.Config) -> dict[str, Any]:
             skip_log=skip_log,
         )
     with stages("figures"):
-        figures.purity(history).savefig(output / "purity.png", dpi=120)
-        evaluation.draw_examples(
-            output / "explanations",
-            explainer,
-            clips,
-            corpus,
-            num=config.examples,
-            train_on=vocoder,
-        )
-
-    skip_log.write_csv(output / "skipped.csv")
+        if hosts.is_primary():
+            figures.purity(history).savefig(output / "purity.png", dpi=120)
+            evaluation.draw_examples(
+                output / "explanations",
+                explainer,
+                clips,
+                corpus,
+                num=config.examples,
+                train_on=vocoder,
+            )
+            skip_log.write_csv(output / "skipped.csv")
     results = {
         "scheme": scheme,
         "model": model.config.size,
@@ -238,15 +239,17 @@ def _demo(config: options.Config, root: Path) -> wavefake_corpus.Corpus:
     others = [name for name in vocoders.VOCODERS if name != config.train_on]
     only = {name: [names.index(sentence) for sentence in tested] for name in others}
     total = 2 * len(names) + len(others) * len(tested)
-    with progress.bar("demo corpus", total, "file") as on_progress:
-        demo_corpus.write(
-            root,
-            num_utterances=config.demo_utterances,
-            seed=config.seed,
-            only=only,
-            overwrite=True,
-            on_progress=on_progress,
-        )
+    if hosts.is_primary():
+        with progress.bar("demo corpus", total, "file") as on_progress:
+            demo_corpus.write(
+                root,
+                num_utterances=config.demo_utterances,
+                seed=config.seed,
+                only=only,
+                overwrite=True,
+                on_progress=on_progress,
+            )
+    hosts.barrier("demo corpus written")
     return wavefake_corpus.read(root)
 
 

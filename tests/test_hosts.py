@@ -1,5 +1,6 @@
 """Two processes with four devices each against one process with eight, and with one."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -23,36 +24,49 @@ pytestmark = pytest.mark.slow
 
 
 def two_processes(folder):
-    """Runs the program in two processes; their output, if one of them fails."""
+    """Runs the program in two processes; what each of them found."""
+    ends = start_two(folder, lambda rank, port: [PROGRAM, folder, rank, port])
+    if any(status for status, _ in ends):
+        pytest.fail("\n\n".join(log[-6000:] for _, log in ends))
+    return [dict(np.load(folder / f"process{rank}.npz")) for rank in range(2)]
+
+
+def start_two(folder, arguments):
+    """Python with `arguments(rank, port)` in two processes of four devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
-    command = [sys.executable, "-W", "error", str(PROGRAM), str(folder)]
-    logs = [folder / f"process{rank}.log" for rank in range(2)]
+    return start(folder, [arguments(rank, port) for rank in range(2)], devices=4)
+
+
+def start(folder, commands, *, devices):
+    """Runs Python with each of these arguments; status and output of each."""
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+    logs = [folder / f"process{rank}.log" for rank in range(len(commands))]
     running = []
     try:
-        for rank, log in enumerate(logs):
+        for command, log in zip(commands, logs, strict=True):
             with log.open("wb") as output:
                 running.append(
                     subprocess.Popen(
-                        [*command, str(rank), str(port)],
-                        env={**os.environ, "XLA_FLAGS": flags},
+                        [sys.executable, "-W", "error", *map(str, command)],
+                        env={**os.environ, "XLA_FLAGS": flags, "COLUMNS": "80"},
                         stdout=output,
                         stderr=subprocess.STDOUT,
                     )
                 )
-        try:
-            codes = [process.wait(TIMEOUT_S) for process in running]
-        except subprocess.TimeoutExpired:
-            codes = ["time-out"]
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(TIMEOUT_S)
+        codes = [process.poll() for process in running]
     finally:
         for process in running:
             process.kill()
             process.wait()
-    if any(codes):
-        pytest.fail("\n\n".join(log.read_text()[-6000:] for log in logs))
-    return [dict(np.load(folder / f"process{rank}.npz")) for rank in range(2)]
+    return [
+        ("time-out" if code is None else code, log.read_text())
+        for code, log in zip(codes, logs, strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +166,7 @@ def test_one_process_reads_what_two_wrote(root, one, two):
 
 
 def test_a_single_process_is_alone():
-    hosts.connect(None)
+    hosts.connect(hosts.Config())
     hosts.barrier("nobody else")
     assert hosts.is_primary()
     assert hosts.share(7) == range(7)
@@ -177,6 +191,8 @@ def test_how_processes_find_each_other(monkeypatch):
     asked = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a: asked.append(a))
     hosts.connect(hosts.Config())
+    assert not asked
+    hosts.connect(hosts.Config(cluster=True))
     hosts.connect(
         hosts.Config(coordinator="10.0.0.1:1234", num_processes=4, process_id=3)
     )
@@ -187,6 +203,7 @@ def test_how_processes_find_each_other(monkeypatch):
     ("wrong", "message"),
     [
         ({"process_id": 0}, "coordinator, num_processes not given"),
+        ({"cluster": True}, "either cluster, which knows"),
         ({"coordinator": "a:1"}, "num_processes, process_id not given"),
         ({"coordinator": "localhost"}, "coordinator='localhost'; it must be HOST:PORT"),
         ({"coordinator": ":80"}, "it must be HOST:PORT"),

@@ -27,6 +27,7 @@ from apex_jax import (
     explain,
     figures,
     fit,
+    hosts,
     progress,
     rounding,
     runs,
@@ -136,8 +137,9 @@ def main(config: options.Fit) -> dict[str, Any]:
     with stages("write"):
         explain.save(config.out, fitted.explainer, overwrite=True)
         runs.write_bank(config.out / "bank.csv", fitted.explainer)
-        figures.purity(fitted.history).savefig(config.out / "purity.png", dpi=120)
-        skip_log.write_csv(config.out / "skipped.csv")
+        if hosts.is_primary():
+            figures.purity(fitted.history).savefig(config.out / "purity.png", dpi=120)
+            skip_log.write_csv(config.out / "skipped.csv")
     before, after = fitted.history.round_purity[0], fitted.history.round_purity[-1]
     results = {
         "command": "fit",

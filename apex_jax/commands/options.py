@@ -36,6 +36,7 @@ class Train:
       split: how data that come without splits are split.
       front_end: settings of the spectrogram; those left out are chosen from the data.
       train: how to train.
+      hosts: for several processes; started alone, none of these.
     """
 
     data: Annotated[Path, tyro.conf.arg(metavar="DIR|CSV")]
@@ -47,6 +48,7 @@ class Train:
     split: settings.Shares = dataclasses.field(default_factory=settings.Shares)
     front_end: settings.Wanted = dataclasses.field(default_factory=settings.Wanted)
     train: settings.Training = dataclasses.field(default_factory=settings.Training)
+    hosts: settings.Hosts = dataclasses.field(default_factory=settings.Hosts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,7 @@ class Fit:
       front_end: settings of the spectrogram, for a classifier that brings none; those
         left out are librosa's.
       optimise: how U is learned.
+      hosts: for several processes; started alone, none of these.
     """
 
     weights: Annotated[
@@ -96,6 +99,7 @@ class Fit:
     optimise: settings.Optimisation = dataclasses.field(
         default_factory=settings.Optimisation
     )
+    hosts: settings.Hosts = dataclasses.field(default_factory=settings.Hosts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,6 +183,7 @@ class Evaluate:
       seed: of the random regions.
       out: where the numbers go.
       strict: stop at the first file that cannot be read, instead of skipping it.
+      hosts: for several processes; started alone, none of these.
     """
 
     run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -200,6 +205,7 @@ class Evaluate:
         ),
     ] = None
     strict: Flag = False
+    hosts: settings.Hosts = dataclasses.field(default_factory=settings.Hosts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

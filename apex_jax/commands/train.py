@@ -21,6 +21,7 @@ from apex_jax import (
     checkpoint,
     data,
     dataset,
+    hosts,
     metrics,
     objective,
     progress,
@@ -70,7 +71,8 @@ def main(config: options.Train) -> dict[str, Any]:
             for name, clips in found.clips._asdict().items()
             if name != "train" and clips
         }
-    skip_log.write_csv(config.out / "skipped.csv")
+    if hosts.is_primary():
+        skip_log.write_csv(config.out / "skipped.csv")
     results = {
         "command": "train",
         "model": model.config.size,
