@@ -124,6 +124,7 @@ def _run(name: str, arguments: list[str]) -> int:
     compilation.keep()
     hosts.connect(getattr(config, "hosts", hosts.Config()))
     summary = importlib.import_module(command.module).main(config)
+    hosts.barrier("end")
     return _say(summary) if isinstance(summary, str) else 0
 
 

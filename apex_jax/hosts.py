@@ -21,6 +21,8 @@ from apex_jax import settings
 
 Tree = TypeVar("Tree")
 
+# How long a process that ends waits for the others, before JAX ends them as well.
+_PARTING_S = 15
 
 Config = settings.Hosts
 
@@ -28,7 +30,9 @@ Config = settings.Hosts
 def connect(config: Config) -> None:
     """Joins the other processes, if there are others; waits until all are there.
 
-    To be called once, before anything asks JAX for a device.
+    To be called once, before anything asks JAX for a device. A process that ends more
+    than 15 s before the others takes them with it, so let all meet at a `barrier` at
+    the end.
 
     Args:
       config: how they find each other.
@@ -42,7 +46,10 @@ def connect(config: Config) -> None:
     # On CPU devices; accelerators bring collectives of their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
-        config.coordinator, config.num_processes, config.process_id
+        config.coordinator,
+        config.num_processes,
+        config.process_id,
+        shutdown_timeout_seconds=_PARTING_S,
     )
 
 

@@ -35,6 +35,7 @@ def cli() -> None:
         compilation.keep()
         hosts.connect(config.hosts)
         wavefake_run.main(config)
+        hosts.barrier("end")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -189,7 +189,7 @@ def test_shares_are_consecutive_whole_and_even(count, processes, monkeypatch):
 
 def test_how_processes_find_each_other(monkeypatch):
     asked = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *a: asked.append(a))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **_: asked.append(a))
     hosts.connect(hosts.Config())
     assert not asked
     hosts.connect(hosts.Config(cluster=True))

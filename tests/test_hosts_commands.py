@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -167,6 +168,24 @@ def test_a_taken_folder_is_refused_by_all(runs):
     for status, log in ends:
         assert status == 1
         assert "holds a finished run of other settings" in log
+
+
+def test_strict_ends_all_and_says_which_file(runs):
+    """One process meets the file; the other would otherwise wait for it."""
+    root, _ = runs
+    few = root / "few"
+    for name in TONES:
+        (few / name).mkdir(parents=True)
+        for n in range(4):
+            shutil.copy(root / "sounds" / name / f"{name}{n}.wav", few / name)
+    (few / "high" / "high0.wav").write_text("no sound")
+    ends = together(
+        root / "two", "fit", "--weights", root / "one" / "classifier", "--data", few,
+        "--out", root / "two" / "strict", "--strict", *FIT,
+    )  # fmt: skip
+    # None where it had to be stopped.
+    assert all(status not in (0, None) for status, _ in ends)
+    assert sum("high0.wav: not readable as audio" in log for _, log in ends) == 1
 
 
 def test_the_experiment(root):
