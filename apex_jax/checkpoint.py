@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from apex_jax import classifier as classifier_lib
-from apex_jax.models import convnext
+from apex_jax.models import audioprotopnet, convnext
 
 FORMAT = "apex_jax"
 VERSION = 1
@@ -143,6 +143,51 @@ def save_classifier(
     Raises:
       ValueError: not one name a class, or see `save`.
     """
+    return _save_network(
+        path,
+        model,
+        kind="classifier",
+        class_names=class_names,
+        activation=activation,
+        front_end=front_end,
+        extra=extra,
+        overwrite=overwrite,
+    )
+
+
+def save_audioprotopnet(
+    path: str | os.PathLike[str],
+    model: audioprotopnet.AudioProtoPNet,
+    *,
+    class_names: Sequence[str],
+    front_end: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> pathlib.Path:
+    """Writes an AudioProtoPNet; arguments and errors as for `save_classifier`."""
+    return _save_network(
+        path,
+        model,
+        kind="audioprotopnet",
+        class_names=class_names,
+        activation="sigmoid",
+        front_end=front_end,
+        extra=extra,
+        overwrite=overwrite,
+    )
+
+
+def _save_network(
+    path: str | os.PathLike[str],
+    model: convnext.ConvNeXt | audioprotopnet.AudioProtoPNet,
+    *,
+    kind: str,
+    class_names: Sequence[str],
+    activation: classifier_lib.Activation,
+    front_end: dict[str, Any] | None,
+    extra: dict[str, Any] | None,
+    overwrite: bool,
+) -> pathlib.Path:
     convnext.check_class_names(class_names, model.config.num_classes)
     metadata = {
         "config": dataclasses.asdict(model.config),
@@ -152,7 +197,7 @@ def save_classifier(
         "extra": extra or {},
     }
     arrays = convnext.named_arrays(model)
-    return save(path, arrays, metadata, kind="classifier", overwrite=overwrite)
+    return save(path, arrays, metadata, kind=kind, overwrite=overwrite)
 
 
 def load_classifier(
@@ -170,10 +215,26 @@ def load_classifier(
     """
     arrays, metadata = load(path, kind="classifier")
     metadata.setdefault("activation", "softmax")  # before it was written down
-    # JSON has no tuples, and a config has to be hashable.
-    shape = {name: tuple(metadata["config"][name]) for name in ("depths", "dims")}
-    config = convnext.ConvNeXtConfig(**{**metadata["config"], **shape})
+    config = _convnext_config(metadata["config"])
     return convnext.from_named_arrays(config, arrays), metadata
+
+
+def load_audioprotopnet(
+    path: str | os.PathLike[str],
+) -> tuple[audioprotopnet.AudioProtoPNet, dict[str, Any]]:
+    """Reads an AudioProtoPNet; returns and raises as `load_classifier`."""
+    arrays, metadata = load(path, kind="audioprotopnet")
+    backbone = _convnext_config(metadata["config"]["backbone"])
+    config = audioprotopnet.AudioProtoPNetConfig(
+        **{**metadata["config"], "backbone": backbone}
+    )
+    return audioprotopnet.from_named_arrays(config, arrays), metadata
+
+
+def _convnext_config(stored: dict[str, Any]) -> convnext.ConvNeXtConfig:
+    # JSON has no tuples, and a config has to be hashable.
+    shape = {name: tuple(stored[name]) for name in ("depths", "dims")}
+    return convnext.ConvNeXtConfig(**{**stored, **shape})
 
 
 def versions() -> tuple[tuple[str, str], ...]:

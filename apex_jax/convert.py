@@ -1,11 +1,12 @@
-"""ConvNeXt weights from torch: transformers, timm and torchvision checkpoints.
+"""Weights from torch: ConvNeXt of transformers, timm and torchvision, AudioProtoPNet.
 
     python -m apex_jax.convert SOURCE OUT --class-names classes.txt
 
 Before everything else: turns a downloaded network into a checkpoint that
 `checkpoint.load_classifier` reads. Here the files are read and written;
-`models/convnext_keys` knows the names. `.safetensors` files need no torch, `.pt`
-files are read by torch with `weights_only=True`, so that nothing stored in them runs.
+`models/convnext_keys` and `models/audioprotopnet_keys` know the names. `.safetensors`
+files need no torch, `.pt` files are read by torch with `weights_only=True`, so that
+nothing stored in them runs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from apex_jax.models import convnext
 
 
+# What transformers' config.json calls them.
+KINDS = ("convnext", "AudioProtoNet")
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of transformers
 
 
@@ -51,12 +54,19 @@ def load(
       ValueError: cannot be read, or see `convnext_keys.from_state_dict`.
       ImportError: a package that the file needs is not installed.
     """
+    from apex_jax.models import convnext
+
     model, class_names, _ = _load(pathlib.Path(source).expanduser())
+    if not isinstance(model, convnext.ConvNeXt):
+        raise ValueError(
+            f"source {source} is an AudioProtoPNet, whose prototypes are its own; APEX "
+            "explains classifiers that average over their map"
+        )
     return model, class_names
 
 
 def _load(source: pathlib.Path) -> tuple[Any, tuple[str, ...] | None, Any]:
-    from apex_jax.models import convnext_keys
+    from apex_jax.models import audioprotopnet_keys, convnext_keys
 
     if source.is_dir():
         found = [source / name for name in FOLDER_FILES if (source / name).exists()]
@@ -68,16 +78,21 @@ def _load(source: pathlib.Path) -> tuple[Any, tuple[str, ...] | None, Any]:
     state = _read_tensors(source)
     described = source.with_name("config.json")
     settings = _read_json(described) if described.exists() else {}
-    if not isinstance(settings, dict) or settings.get("model_type") != "convnext":
+    if not isinstance(settings, dict) or settings.get("model_type") not in KINDS:
         settings = {}
     if settings.get("hidden_act", "gelu") != "gelu":
         raise ValueError(
             f"{described}: hidden_act {settings['hidden_act']!r}; a ConvNeXt here has "
             "'gelu'"
         )
-    model, dialect = convnext_keys.from_state_dict(
-        state, head_norm_epsilon=settings.get("layer_norm_eps")
-    )
+    epsilon = settings.get("layer_norm_eps")
+    model: Any
+    dialect: Any
+    if audioprotopnet_keys.recognised(state):
+        dialect = "AudioProtoPNet"
+        model = audioprotopnet_keys.from_state_dict(state, head_norm_epsilon=epsilon)
+    else:
+        model, dialect = convnext_keys.from_state_dict(state, head_norm_epsilon=epsilon)
     class_names = _read_names(described) if "id2label" in settings else None
     if class_names == tuple(f"LABEL_{i}" for i in range(len(class_names or ()))):
         class_names = None  # what transformers writes where nobody named the classes
@@ -179,19 +194,21 @@ def main(config: Convert) -> str:
     import jax
 
     from apex_jax import audio, checkpoint
-    from apex_jax.models import convnext_keys
+    from apex_jax.models import audioprotopnet, audioprotopnet_keys, convnext_keys
 
     model, names, dialect = _load(config.source.expanduser())
+    prototypes = isinstance(model, audioprotopnet.AudioProtoPNet)
     if config.class_names is not None:
         names = _read_names(config.class_names)
-    front_end = None
+    front_end = audioprotopnet_keys.FRONT_END.to_dict() if prototypes else None
     if config.front_end is not None:
         settings = _read_json(config.front_end)
         if not isinstance(settings, dict):
             raise ValueError(f"{config.front_end} holds no named settings")
         front_end = audio.FrontEnd.from_dict(settings).to_dict()
     shape = model.config
-    path = checkpoint.save_classifier(
+    save = checkpoint.save_audioprotopnet if prototypes else checkpoint.save_classifier
+    path = save(
         config.out,
         model,
         class_names=names or [str(index) for index in range(shape.num_classes)],
@@ -199,13 +216,19 @@ def main(config: Convert) -> str:
         extra={"source": config.source.name, "dialect": dialect},
         overwrite=config.overwrite,
     )
-    num_tensors = len(convnext_keys.key_table(shape, dialect))
     weights = sum(array.size for array in jax.tree.leaves(model))
+    named = f"{shape.num_classes} classes{'' if names else ' without names'}"
+    if prototypes:
+        return (
+            f"{path}: AudioProtoPNet on ConvNeXt {shape.backbone.size}, "
+            f"{weights:,} weights, {shape.num_prototypes} prototypes for each of "
+            f"{named}; front end {'given' if config.front_end else 'as published'}"
+        )
+    num_tensors = len(convnext_keys.key_table(shape, dialect))
     return (
         f"{path}: ConvNeXt {shape.size} from {dialect}, "
         f"{num_tensors} tensors, {weights:,} weights, "
-        f"{shape.in_channels} input channel(s), {shape.num_classes} classes"
-        f"{'' if names else ' without names'}"
+        f"{shape.in_channels} input channel(s), {named}"
     )
 
 

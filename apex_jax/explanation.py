@@ -215,21 +215,21 @@ def areas(
     Returns:
       One rectangle; column and row for time-frequency.
     """
-    found = []
     row, column = np.asarray(location).tolist()
-    for box in grid.boxes(scheme, (row, column)):
-        if front_end is None:
-            found.append(Area(box=box))
-            continue
-        low_hz, high_hz = front_end.band_hz(*box.rows)
-        start_s, end_s = front_end.span_s(*box.frames)
-        found.append(
-            Area(
-                box=box,
-                start_s=float(start_s),
-                end_s=float(end_s),
-                low_hz=float(low_hz),
-                high_hz=float(high_hz),
-            )
-        )
-    return tuple(found)
+    boxes = grid.boxes(scheme, (row, column))
+    return tuple(area_of(box, front_end) for box in boxes)
+
+
+def area_of(box: schemes.Box, front_end: frontend.FrontEnd | None) -> Area:
+    """A rectangle with, where a front end tells, its seconds and hertz."""
+    if front_end is None:
+        return Area(box=box)
+    low_hz, high_hz = front_end.band_hz(*box.rows)
+    start_s, end_s = front_end.span_s(*box.frames)
+    return Area(
+        box=box,
+        start_s=float(start_s),
+        end_s=float(end_s),
+        low_hz=float(low_hz),
+        high_hz=float(high_hz),
+    )

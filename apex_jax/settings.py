@@ -203,21 +203,36 @@ class Training:
 
     def num_epochs(self, steps_per_epoch: int) -> int:
         """Passes over the clips when one takes `steps_per_epoch` steps."""
-        if self.epochs is not None:
-            return self.epochs
-        return max(16, math.ceil(MIN_STEPS / steps_per_epoch))
+        return _num_epochs(self.epochs, 16, steps_per_epoch)
 
     def optimiser(self, num_steps: int) -> optax.GradientTransformation:
         """The optimiser for a run of `num_steps` steps."""
         import optax
 
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, self.learning_rate, max(1, round(self.warmup * num_steps)), num_steps
-        )
+        rate = _rate(self.learning_rate, self.warmup, num_steps)
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
             optax.adamw(rate, weight_decay=self.weight_decay, mask=_is_kernel),
         )
+
+    def rate_in_words(self) -> str:
+        """The setting to lower where training diverges."""
+        return f"learning_rate, now {self.learning_rate:g}"
+
+
+def _num_epochs(asked: int | None, least: int, steps_per_epoch: int) -> int:
+    """As asked, or so many that a small corpus gets steps enough."""
+    if asked is not None:
+        return asked
+    return max(least, math.ceil(MIN_STEPS / steps_per_epoch))
+
+
+def _rate(largest: float, warmup: float, num_steps: int) -> optax.Schedule:
+    import optax
+
+    return optax.warmup_cosine_decay_schedule(
+        0.0, largest, max(1, round(warmup * num_steps)), num_steps
+    )
 
 
 def _is_kernel(params: Any) -> Any:
@@ -229,6 +244,89 @@ def _is_kernel(params: Any) -> Any:
         return any(getattr(part, "name", None) == "kernel" for part in path)
 
     return jax.tree_util.tree_map_with_path(is_kernel, params)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrototypeTraining:
+    """AudioProtoPNet's AdamW; the defaults are those of its authors.
+
+    Attributes:
+      epochs: passes over the training clips; by default as many as make about 300
+        steps, but at least its authors' 10.
+      batch_size: clips a step over all devices.
+      prototype_rate: largest learning rate of the prototypes; one rate for them and
+        for their weights is known to fail.
+      prototype_decay: their weight decay.
+      learning_rate: largest learning rate of the last layer.
+      weight_decay: its weight decay.
+      backbone_rate: largest learning rate of the network below; 0 leaves it as it is,
+        as the published networks do.
+      warmup: share of the steps over which rates grow.
+      clip_norm: largest norm of a gradient.
+      random_crop: a random stretch of each file instead of its beginning.
+    """
+
+    epochs: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
+    batch_size: int = 64
+    prototype_rate: float = 0.05
+    prototype_decay: float = 0.01
+    learning_rate: float = 5e-4
+    weight_decay: float = 1e-4
+    backbone_rate: float = 0.0
+    warmup: float = 0.05
+    clip_norm: float = 0.5
+    random_crop: bool = True
+
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot work."""
+        for name in ("epochs", "batch_size", "prototype_rate", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:  # NaN included
+                raise ValueError(f"{name} must be positive; got {value}")
+        if not self.backbone_rate >= 0:
+            raise ValueError(
+                f"backbone_rate must not be negative; got {self.backbone_rate}"
+            )
+
+    def num_epochs(self, steps_per_epoch: int) -> int:
+        """Passes over the clips when one takes `steps_per_epoch` steps."""
+        return _num_epochs(self.epochs, 10, steps_per_epoch)
+
+    def optimiser(self, num_steps: int) -> optax.GradientTransformation:
+        """The optimiser for a run of `num_steps` steps, by part of the network."""
+        import jax
+        import optax
+
+        parts = {
+            "prototypes": (self.prototype_rate, self.prototype_decay),
+            "weight": (self.learning_rate, self.weight_decay),
+            "bias": (self.learning_rate, self.weight_decay),
+            "backbone": (self.backbone_rate, self.weight_decay),
+        }
+
+        def part(path, _):
+            names = [getattr(key, "name", None) for key in path]
+            return "backbone" if "backbone" in names else names[-2]
+
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            optax.multi_transform(
+                {
+                    name: optax.adamw(
+                        _rate(rate, self.warmup, num_steps), weight_decay=decay
+                    )
+                    for name, (rate, decay) in parts.items()
+                },
+                lambda params: jax.tree_util.tree_map_with_path(part, params),
+            ),
+        )
+
+    def rate_in_words(self) -> str:
+        """The setting to lower where training diverges."""
+        return f"prototype_rate, now {self.prototype_rate:g}"
+
+
+AnyTraining = Training | PrototypeTraining
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
-"""Training a ConvNeXt classifier of clips, data parallel over the mesh.
+"""Training a classifier of clips, data parallel over the mesh.
 
 In come clips and a front end; out comes the network of the epoch with the lowest
-validation loss. Clips of one class each are learned by cross entropy; where a clip
-can have several classes or none, each class is learned for itself. APEX never trains
-the network: this is for those who have none yet.
+validation loss. `fit` trains a ConvNeXt: clips of one class each are learned by cross
+entropy; where a clip can have several classes or none, each class is learned for
+itself. `run` trains whatever a `Task` says. APEX never trains the network: this is for
+those who have none yet.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 
 Config = settings.Training
+Trained = TypeVar("Trained")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class Epoch:
 
     Attributes:
       epoch: from 1.
-      train_loss: mean over the steps, cross entropy in nats.
+      train_loss: mean over the steps, with the penalty if there is one.
       validation_loss: mean over the validation clips.
       validation_accuracy: share of the clips with a class whose most likely class is
         one of theirs (where clips have several, BirdSet's top-1 accuracy); None
@@ -47,24 +50,63 @@ class Epoch:
     validation_accuracy: float | None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is learned. Hashable: what is compiled depends on it.
+
+    Attributes:
+      forward: `(trained, fixed, spectrogram [batch, freq, time])` to logits
+        `[batch, classes]`; trained and fixed are the parts of a network that the
+        training changes and leaves alone.
+      loss: `(logits, target, valid)` to what the clips add to what is minimised; on
+        the validation clips it chooses the epoch.
+      penalty: of the trained part alone, added to the loss.
+      as_classifier: `(trained, fixed)` to the network as the rest of the package sees
+        it.
+      activation: "softmax" asks for one class a clip.
+    """
+
+    forward: Callable[[Any, Any, jax.Array], jax.Array]
+    loss: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    penalty: Callable[[Any], jax.Array | float] = lambda trained: 0.0
+    as_classifier: Callable[[Any, Any], classifier_lib.Classifier]
+    activation: classifier_lib.Activation
+
+
+@functools.cache
+def classification(
+    class_names: tuple[str, ...], activation: classifier_lib.Activation
+) -> Task:
+    """Learning all of a ConvNeXt by cross entropy."""
+    return Task(
+        forward=lambda model, _, spectrogram: model(spectrogram),
+        loss=functools.partial(objective.cross_entropy, activation=activation),
+        as_classifier=lambda model, _: convnext.as_classifier(
+            model, class_names, activation
+        ),
+        activation=activation,
+    )
+
+
 @functools.partial(
     jax.jit,
-    static_argnames=("optimiser", "front_end", "activation", "mesh"),
-    donate_argnames=("model", "state"),
+    static_argnames=("task", "optimiser", "front_end", "mesh"),
+    donate_argnames=("trained", "state"),
 )
 def step(
-    model: convnext.ConvNeXt,
+    trained: Trained,
     state: optax.OptState,
     waveform: Float[Array, "batch sample"],
     target: Float[Array, "batch classes"],
     valid: Bool[Array, " batch"],
     *,
+    fixed: Any = None,
+    task: Task,
     optimiser: optax.GradientTransformation,
     front_end: audio.FrontEnd,
-    activation: classifier_lib.Activation = "softmax",
     mesh: Mesh,
-) -> tuple[convnext.ConvNeXt, optax.OptState, jax.Array]:
-    """One step on a batch that is spread over the mesh; model and state are donated."""
+) -> tuple[Trained, optax.OptState, jax.Array]:
+    """One step on a batch spread over the mesh; `trained` and `state` are donated."""
 
     def on_device(_, waveform):
         return audio.spectrogram(front_end, waveform)
@@ -72,12 +114,13 @@ def step(
     together = front_end.couples_clips
     spectrogram = mesh_lib.map_clips(on_device, mesh, together=together)(None, waveform)
 
-    def loss_of(model):
-        return objective.cross_entropy(model(spectrogram), target, valid, activation)
+    def loss_of(trained):
+        logits = task.forward(trained, fixed, spectrogram)
+        return task.loss(logits, target, valid) + task.penalty(trained)
 
-    loss, gradient = jax.value_and_grad(loss_of)(model)
-    updates, state = optimiser.update(gradient, state, model)
-    return optax.apply_updates(model, updates), state, loss
+    loss, gradient = jax.value_and_grad(loss_of)(trained)
+    updates, state = optimiser.update(gradient, state, trained)
+    return optax.apply_updates(trained, updates), state, loss
 
 
 def fit(
@@ -95,7 +138,7 @@ def fit(
     on_progress: progress.OnProgress = progress.silent,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> tuple[convnext.ConvNeXt, list[Epoch]]:
-    """Trains on `clips` and returns the best epoch on `validation`.
+    """Trains a ConvNeXt on `clips` and returns the best epoch on `validation`.
 
     Args:
       model: where to start.
@@ -118,7 +161,61 @@ def fit(
       ValueError: no clips, labels that do not fit, a setting that cannot work, or a
         loss that is no longer finite.
     """
-    config = Config() if config is None else config
+    return run(
+        classification(tuple(class_names), activation),
+        model,
+        clips,
+        validation,
+        front_end,
+        num_classes=len(class_names),
+        seed=seed,
+        config=Config() if config is None else config,
+        mesh=mesh,
+        skip_log=skip_log,
+        on_progress=on_progress,
+        on_epoch=on_epoch,
+    )
+
+
+def run(
+    task: Task,
+    trained: Trained,
+    clips: Sequence[data.Clip],
+    validation: Sequence[data.Clip],
+    front_end: audio.FrontEnd,
+    *,
+    fixed: Any = None,
+    num_classes: int,
+    seed: int = 0,
+    config: settings.AnyTraining,
+    mesh: Mesh | None = None,
+    skip_log: data.SkipLog | None = None,
+    on_progress: progress.OnProgress = progress.silent,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> tuple[Trained, list[Epoch]]:
+    """Trains part of a network and returns it as of the best epoch on `validation`.
+
+    Args:
+      task: what is learned.
+      trained: the part that is trained, where to start.
+      clips: training clips.
+      validation: chooses the epoch.
+      front_end: settings of the spectrogram.
+      fixed: the part that stays.
+      num_classes: labels count up to it.
+      seed: of order and crops.
+      config: epochs, batches, optimiser.
+      mesh: devices; None for all.
+      skip_log: notes clips that cannot be read; None raises at the first.
+      on_progress: told how many training clips are done.
+      on_epoch: called after each epoch.
+
+    Returns:
+      The trained part as of the epoch with the lowest validation loss, and all epochs.
+
+    Raises:
+      ValueError: as `fit`.
+    """
     config.check()
     mesh = mesh_lib.make() if mesh is None else mesh
     skip_log = data.SkipLog(strict=True) if skip_log is None else skip_log
@@ -127,19 +224,20 @@ def fit(
             "training needs clips to train on and to validate on; got "
             f"{len(clips)} and {len(validation)}"
         )
-    objective.check_labels((*clips, *validation), len(class_names), activation)
+    objective.check_labels((*clips, *validation), num_classes, task.activation)
     front_end.check_devices(mesh.size)
     batch_size = mesh_lib.round_up(config.batch_size, mesh)
     steps_per_epoch = math.ceil(len(clips) / batch_size)
     num_epochs = config.num_epochs(steps_per_epoch)
     optimiser = config.optimiser(num_epochs * steps_per_epoch)
     # A copy: the steps below give their input's memory away.
-    model = mesh_lib.replicate(jax.tree.map(jnp.copy, model), mesh)
-    state = mesh_lib.replicate(optimiser.init(model), mesh)
-    target = objective.targets(clips, len(class_names))
+    trained = mesh_lib.replicate(jax.tree.map(jnp.copy, trained), mesh)
+    fixed = mesh_lib.replicate(fixed, mesh)
+    state = mesh_lib.replicate(optimiser.init(trained), mesh)
+    target = objective.targets(clips, num_classes)
 
     epochs: list[Epoch] = []
-    best, best_loss = model, math.inf
+    best, best_loss = trained, math.inf
     losses: list[jax.Array] = []
     stream = data.batches(
         clips,
@@ -158,13 +256,14 @@ def fit(
             "target": target[batch["index"]],  # of padding the last: it is not valid
             "valid": batch["valid"],
         }
-        model, state, loss = step(
-            model,
+        trained, state, loss = step(
+            trained,
             state,
             **mesh_lib.shard_own(arrays, mesh),
+            fixed=fixed,
+            task=task,
             optimiser=optimiser,
             front_end=front_end,
-            activation=activation,
             mesh=mesh,
         )
         losses.append(loss)
@@ -175,13 +274,13 @@ def fit(
         if place:
             continue
         report = _validate(
-            model,
+            task,
+            task.as_classifier(trained, fixed),
             validation,
             front_end,
             epoch=len(epochs) + 1,
             train_loss=float(np.mean([float(loss) for loss in losses])),
-            class_names=class_names,
-            activation=activation,
+            num_classes=num_classes,
             batch_size=batch_size,
             mesh=mesh,
             skip_log=skip_log,
@@ -194,30 +293,30 @@ def fit(
             if not math.isfinite(loss):
                 raise ValueError(
                     f"the {name} loss is {loss} in epoch {report.epoch}: "
-                    f"lower learning_rate, now {config.learning_rate:g}"
+                    f"lower {config.rate_in_words()}"
                 )
         if report.validation_loss < best_loss:
-            best = jax.tree.map(jnp.copy, model)
+            best = jax.tree.map(jnp.copy, trained)
             best_loss = report.validation_loss
     skip_log.share()
     return mesh_lib.to_host(best), epochs
 
 
 def _validate(
-    model: convnext.ConvNeXt,
+    task: Task,
+    classifier: classifier_lib.Classifier,
     clips: Sequence[data.Clip],
     front_end: audio.FrontEnd,
     *,
     epoch: int,
     train_loss: float,
-    class_names: Sequence[str],
-    activation: classifier_lib.Activation,
+    num_classes: int,
     batch_size: int,
     mesh: Mesh,
     skip_log: data.SkipLog,
 ) -> Epoch:
     positions, _, logits = cache.predict(
-        convnext.as_classifier(model, class_names, activation),
+        classifier,
         clips,
         front_end,
         batch_size=batch_size,
@@ -225,9 +324,9 @@ def _validate(
         skip_log=skip_log,
     )
     read = [clips[i] for i in positions]
-    scores, target = jnp.asarray(logits), objective.targets(read, len(class_names))
+    scores, target = jnp.asarray(logits), objective.targets(read, num_classes)
     everything = jnp.ones(len(read), bool)
-    loss = objective.cross_entropy(scores, jnp.asarray(target), everything, activation)
+    loss = task.loss(scores, jnp.asarray(target), everything)
     best = np.asarray(jnp.argmax(scores, axis=1))
     hit, labelled = target[np.arange(len(read)), best], target.any(axis=1)
     return Epoch(

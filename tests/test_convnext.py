@@ -319,7 +319,7 @@ def test_spectrogram_too_small():
         {"depths": (1, 2, 1)},
         {"depths": (), "dims": ()},
         {"depths": (1, 0)},
-        {"num_classes": 0},
+        {"num_classes": -1},
         {"in_channels": 2},
     ],
 )

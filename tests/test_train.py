@@ -125,6 +125,7 @@ def step(model, waveform, label, valid):
         model,
         state,
         *(jnp.asarray(a) for a in (waveform, target, valid)),
+        task=train.classification(NAMES, "softmax"),
         optimiser=descent(),
         front_end=FRONT_END,
         mesh=mesh_of(8),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from apex_jax import classifier, settings
 from apex_jax.models import depthwise
 
 MatmulDtype = settings.MatmulDtype
+Network = TypeVar("Network", bound=nnx.Module)
 Size = Literal["atto", "femto", "pico", "nano", "tiny", "small", "base", "large"]
 
 _SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -52,7 +53,7 @@ class ConvNeXtConfig:
     Attributes:
       depths: blocks in each stage.
       dims: channels of each stage.
-      num_classes: outputs of the head.
+      num_classes: outputs of the head; 0 where only `body` is used.
       in_channels: 1, or 3 for a network made for images; the spectrogram is then
         repeated.
       patch_size: side of the stem's patches; every later stage halves once more.
@@ -76,9 +77,10 @@ class ConvNeXtConfig:
                 f"depths and dims name the same stages, got {self.depths} and "
                 f"{self.dims}"
             )
-        if min(*self.depths, *self.dims, self.num_classes, self.patch_size) < 1:
+        if min(*self.depths, *self.dims, self.patch_size) < 1 or self.num_classes < 0:
             raise ValueError(
-                f"depths, dims, num_classes and patch_size are at least 1, got {self}"
+                "depths, dims and patch_size are at least 1 and num_classes at least "
+                f"0, got {self}"
             )
         if self.in_channels not in (1, 3):
             raise ValueError(f"in_channels is 1 or 3, got {self.in_channels}")
@@ -166,7 +168,8 @@ class ConvNeXt(nnx.Module):
     Attributes:
       config: its shape.
       norm: the LayerNorm between pooling and head, scale and bias `[chan]`.
-      head: the linear layer, kernel `[chan, classes]`, bias `[classes]`.
+      head: the linear layer, kernel `[chan, classes]`, bias `[classes]`; absent where
+        there are no classes.
     """
 
     def __init__(self, config: ConvNeXtConfig, *, rngs: nnx.Rngs):
@@ -178,13 +181,14 @@ class ConvNeXt(nnx.Module):
             [Stage(config, index, rngs=rngs) for index in range(len(config.depths))]
         )
         self.norm = _layer_norm(config.dims[-1], config.head_norm_epsilon, rngs)
-        self.head = nnx.Linear(
-            config.dims[-1],
-            config.num_classes,
-            kernel_init=_kernel_init,
-            precision=jax.lax.Precision.HIGHEST,
-            rngs=rngs,
-        )
+        if config.num_classes:
+            self.head = nnx.Linear(
+                config.dims[-1],
+                config.num_classes,
+                kernel_init=_kernel_init,
+                precision=jax.lax.Precision.HIGHEST,
+                rngs=rngs,
+            )
 
     @property
     def stride(self) -> int:
@@ -320,8 +324,8 @@ def with_matmul_dtype(model: ConvNeXt, dtype: str) -> ConvNeXt:
     return from_named_arrays(model.config, arrays)
 
 
-def named_arrays(model: ConvNeXt) -> dict[str, Any]:
-    """The network's arrays by name, `stages.0.blocks.norm.scale` for one.
+def named_arrays(model: nnx.Module) -> dict[str, Any]:
+    """A network's arrays by name, `stages.0.blocks.norm.scale` for one.
 
     A stage's blocks are stacked: their arrays have a leading axis `[depth, ...]`.
     """
@@ -344,12 +348,21 @@ def from_named_arrays(config: ConvNeXtConfig, arrays: Mapping[str, Any]) -> Conv
     Raises:
       ValueError: an array is missing, left over or of another shape.
     """
-    empty = abstract(config)
+    return fill(abstract(config), arrays)
+
+
+def fill(empty: Network, arrays: Mapping[str, Any]) -> Network:
+    """A network of shapes, with these arrays by the names of `named_arrays`.
+
+    Raises:
+      ValueError: an array is missing, left over or of another shape.
+    """
     wanted = {name: leaf.shape for name, leaf in named_arrays(empty).items()}
     given = {name: array.shape for name, array in arrays.items()}
     if wanted != given:
         wrong = sorted(dict(wanted.items() ^ given.items()))
-        raise ValueError(f"arrays do not fit {config}: {', '.join(wrong)}")
+        name = type(empty).__name__
+        raise ValueError(f"arrays do not fit this {name}: {', '.join(wrong)}")
     leaves = [jnp.asarray(arrays[name]) for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(empty), leaves)
 

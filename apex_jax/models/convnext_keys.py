@@ -9,6 +9,7 @@ once or nothing is converted, and one error lists all that does not fit.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -134,6 +135,8 @@ def key_table(
     """
     rows = []
     for ours, layout in _LAYERS.items():
+        if ours == "head" and not config.num_classes:
+            continue
         places: list[tuple[int, int | None]] = [(0, None)]
         if ".blocks." in ours:
             places = [(s, b) for s, n in enumerate(config.depths) for b in range(n)]
@@ -161,7 +164,7 @@ def _format(name: str, stage: int | None, block: int | str | None) -> str:
 
 
 def from_state_dict(
-    state: Arrays, *, head_norm_epsilon: float | None = None
+    state: Arrays, *, head_norm_epsilon: float | None = None, headless: bool = False
 ) -> tuple[convnext.ConvNeXt, Dialect]:
     """A network from torch's arrays.
 
@@ -169,6 +172,7 @@ def from_state_dict(
       state: NumPy arrays by torch's keys. A prefix that all keys share, such as
         "module.", is dropped.
       head_norm_epsilon: epsilon of the norm after pooling; by default the dialect's.
+      headless: there is no classifier among the arrays, and none is made.
 
     Returns:
       The network, and whose names the keys were.
@@ -184,6 +188,8 @@ def from_state_dict(
         if key.startswith(prefix)
     }
     config, pointwise = _infer(theirs, dialect, head_norm_epsilon)
+    if headless:
+        config = dataclasses.replace(config, num_classes=0)
     table = key_table(config, dialect, pointwise=pointwise)
     strays = [key for key in state if not key.startswith(prefix)]
     _check(theirs, _expected_shapes(table, config), dialect, strays)

@@ -1,0 +1,178 @@
+"""Where AudioProtoPNet's prototypes are in a clip: maps on the spectrogram, and boxes.
+
+In come a network and a spectrogram, out come the prototypes that count most for a
+class, each with the picture that its authors draw: the similarity map enlarged by
+cubic interpolation, and the box around the best of its brightest twentieth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from apex_jax import explanation, frontend, schemes
+from apex_jax.models import audioprotopnet
+
+PERCENTILE = 95
+# The kernel of OpenCV's cubic interpolation; other libraries take -0.5.
+SHARPNESS = -0.75
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Match:
+    """One prototype in a clip.
+
+    Attributes:
+      prototype: its number, `class * prototypes a class + j`.
+      class_name: the class it belongs to.
+      similarity: at the place where it is largest.
+      weight: what a similarity of 1 adds to the logit.
+      heatmap: `[F_in, T_in]`, in [0, 1].
+      area: the box.
+    """
+
+    prototype: int
+    class_name: str
+    similarity: float
+    weight: float
+    heatmap: np.ndarray = dataclasses.field(repr=False)
+    area: explanation.Area
+
+    @property
+    def contribution(self) -> float:
+        """What it adds to the class's logit."""
+        return self.weight * self.similarity
+
+
+def matches(
+    model: audioprotopnet.AudioProtoPNet,
+    class_names: tuple[str, ...],
+    spectrogram: Float[Array | np.ndarray, "freq time"],
+    *,
+    target: int,
+    num: int | None = None,
+    front_end: frontend.FrontEnd | None = None,
+) -> tuple[Match, ...]:
+    """A class's prototypes in a clip, largest contribution first.
+
+    Args:
+      model: the network.
+      class_names: in the order of the logits.
+      spectrogram: what the network sees of the clip.
+      target: the class.
+      num: how many; None for all.
+      front_end: tells seconds and hertz.
+
+    Raises:
+      ValueError: no such class.
+    """
+    classes, each = model.config.num_classes, model.config.num_prototypes
+    if not 0 <= target < classes:
+        raise ValueError(f"target must be 0 to {classes - 1}; got {target}")
+    chosen = target * each + np.arange(each)
+    weight = np.maximum(np.asarray(model.head.weight[...])[target], 0)
+    maps = np.asarray(_maps(model, jnp.asarray(spectrogram)[None], chosen)[0])
+    similarity = maps.max(axis=(1, 2))
+    stride = model.backbone.stride
+    found = []
+    for j in np.argsort(-weight * similarity, kind="stable")[:num]:
+        heat = on_spectrogram(maps[j], np.shape(spectrogram), stride=stride)
+        found.append(
+            Match(
+                prototype=int(chosen[j]),
+                class_name=class_names[target],
+                similarity=float(similarity[j]),
+                weight=float(weight[j]),
+                heatmap=normalised(heat),
+                area=explanation.area_of(box(heat), front_end),
+            )
+        )
+    return tuple(found)
+
+
+@jax.jit
+def _maps(
+    model: audioprotopnet.AudioProtoPNet,
+    spectrogram: Float[Array, "one freq time"],
+    chosen: Int[Array | np.ndarray, " chosen"],
+) -> jax.Array:
+    return model.head.maps(model.backbone.body(spectrogram), chosen)
+
+
+def on_spectrogram(
+    similarity: Float[np.ndarray, "fine_freq fine_time"],
+    shape: tuple[int, int],
+    *,
+    stride: int | None = None,
+) -> Float[np.ndarray, "freq time"]:
+    """A similarity map as large as the spectrogram.
+
+    Args:
+      similarity: of one prototype, on the finer map.
+      shape: rows and frames of the spectrogram.
+      stride: what a cell of the network's map covers; rows and frames beyond the last
+        cell repeat it. None stretches the map over the whole spectrogram, as its
+        authors do: at the end of a clip it then lies up to a cell too late.
+    """
+    if stride is None:
+        return enlarge(similarity, shape)
+    fine = stride // audioprotopnet.UPSAMPLING
+    covered = enlarge(similarity, tuple(fine * n for n in similarity.shape))
+    beyond = [
+        (0, whole - part) for whole, part in zip(shape, covered.shape, strict=True)
+    ]
+    return np.pad(covered, beyond, mode="edge")
+
+
+def enlarge(
+    values: Float[np.ndarray, "freq time"], shape: tuple[int, ...]
+) -> Float[np.ndarray, "new_freq new_time"]:
+    """Cubic interpolation as OpenCV's `INTER_CUBIC`, float64: edges are repeated."""
+    rows, columns = (
+        _cubic(old, new) for old, new in zip(values.shape, shape, strict=True)
+    )
+    return rows @ np.asarray(values, np.float64) @ columns.T
+
+
+@functools.cache
+def _cubic(old: int, new: int) -> np.ndarray:
+    """How much each of `old` samples counts in each of `new`, `[new, old]`."""
+    place = (np.arange(new) + 0.5) * old / new - 0.5
+    weights = np.zeros((new, old))
+    for step in (-1, 0, 1, 2):
+        sample = np.floor(place).astype(int) + step
+        distance = np.abs(place - sample)
+        near = ((SHARPNESS + 2) * distance - (SHARPNESS + 3)) * distance**2 + 1
+        far = SHARPNESS * (((distance - 5) * distance + 8) * distance - 4)
+        weight = np.where(distance <= 1, near, far)
+        np.add.at(weights, (np.arange(new), np.clip(sample, 0, old - 1)), weight)
+    return weights
+
+
+def box(heat: Float[np.ndarray, "freq time"]) -> schemes.Box:
+    """The box around the part of a map that stands out.
+
+    Of the values at or above the 95th percentile, the connected group (diagonals
+    count) with the largest mean.
+    """
+    from scipy import ndimage
+
+    bright = heat >= np.percentile(heat, PERCENTILE)
+    labels, number = ndimage.label(bright, structure=np.ones((3, 3)))
+    means = ndimage.mean(heat, labels, np.arange(1, number + 1))
+    rows, frames = ndimage.find_objects(labels)[int(np.argmax(means))]
+    return schemes.Box(
+        rows=(float(rows.start), float(rows.stop)),
+        frames=(float(frames.start), float(frames.stop)),
+    )
+
+
+def normalised(heat: Float[np.ndarray, "freq time"]) -> Float[np.ndarray, "freq time"]:
+    """From 0 to 1; nothing where a map is flat."""
+    above = heat - heat.min()
+    return above / above.max() if above.max() > 0 else above
