@@ -65,20 +65,24 @@ def claim(output: Path, config: Any, **more: Any) -> None:
 
     def decide() -> None:
         output.mkdir(parents=True, exist_ok=True)
-        before = read_json(output / "config.json")
-        same = {**(before or {}), **either} == {**settings, **either}
-        if (output / "results.json").exists() and not (same or config.overwrite):
+        known = same(output, config, **more)
+        if (output / "results.json").exists() and not (known or config.overwrite):
             raise ValueError(
                 f"{output} holds a finished run of other settings; name another "
                 "folder, or --overwrite it"
             )
         for stale in ("results.json", "training.json"):
             (output / stale).unlink(missing_ok=True)
-        write_json(output / "config.json", settings)
+        write_json(output / "config.json", {**plain(config), **more})
 
-    settings = {**plain(config), **more}
-    either = {"overwrite": None, "hosts": None}  # what changes no result
     hosts.agree(decide)
+
+
+def same(output: Path, config: Any, **more: Any) -> bool:
+    """Whether the folder was claimed with settings that give the same results."""
+    before = read_json(output / "config.json")
+    either = {"overwrite": None, "hosts": None}  # what changes no result
+    return {**(before or {}), **either} == {**plain(config), **more, **either}
 
 
 def features(

@@ -2,6 +2,7 @@
 
     python -m experiments.wavefake --scheme=frequency
     python -m experiments.wavefake --scheme=time --data-dir WaveFake --model base
+    python -m experiments.wavefake --table 1 --data-dir WaveFake --model base
 
 Trains a ConvNeXt on one vocoder (or takes `--weights`), learns U on its training
 clips, tests classifier and APEX on every vocoder, and hides the regions that APEX
@@ -30,11 +31,11 @@ def cli() -> None:
     try:
         # Not before: whoever asks for help, or mistypes, need not wait for JAX.
         from apex_jax import compilation, hosts
-        from experiments import wavefake_run
+        from experiments import wavefake_run, wavefake_table1
 
         compilation.keep()
         hosts.connect(config.hosts)
-        wavefake_run.main(config)
+        (wavefake_run if config.table is None else wavefake_table1).main(config)
         hosts.barrier("end")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -17,6 +17,9 @@ class Config:
         "square", "time", "frequency", "time_frequency", "time-frequency"
     ] = "frequency"
     """Where prototypes lie."""
+    table: Literal["1"] | None = None
+    """Fill the paper's table: every vocoder trained on, ConvNeXt, AudioProtoPNet and
+    APEX, tested on all."""
     data_dir: Path | None = None
     """A WaveFake copy; without it the synthetic demo corpus is made and used."""
     output_dir: Path | None = None
@@ -66,5 +69,7 @@ class Config:
     """For several processes; started alone, none of these."""
     train: settings.Training = settings.Training()
     """Training of the classifier."""
+    audioprotopnet: settings.PrototypeTraining = settings.PrototypeTraining()
+    """Training of the AudioProtoPNet of --table 1."""
     optimise: settings.Optimisation = settings.Optimisation()
     """Optimisation of U."""

@@ -44,7 +44,7 @@ LAYER_SCALE = 1.0  # the published 1e-6 is made for 300 epochs on ImageNet
 
 def main(config: options.Config) -> dict[str, Any]:
     """Runs the experiment, writes its folder, and returns `results.json`."""
-    _check(config)
+    check(config)
     scheme = schemes.parse(config.scheme)
     output = config.output_dir or _default_output(config, scheme)
     stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
@@ -57,31 +57,31 @@ def main(config: options.Config) -> dict[str, Any]:
             model, front_end = _weights(config)
         corpus = None
         if config.data_dir is not None:
-            corpus = _copy(config.data_dir)
+            corpus = copy(config.data_dir)
         # What runs, with every default filled in.
         config = dataclasses.replace(
             config,
             scheme=scheme,
             output_dir=output,
             train_on=_train_on(config, corpus),
-            windows_per_file=_windows_per_file(config, corpus),
+            windows_per_file=windows_per_file(config, corpus),
             front_end=front_end,
         )
         runs.claim(output, config)
         if corpus is None:
-            corpus = _demo(config, output / "corpus")
+            corpus = demo(config, output / "corpus")
         vocoder = corpus.vocoder(config.train_on or "")
         splits = wavefake_corpus.split(
             corpus,
             vocoder,
             num_test=config.test_sentences,
             num_validation=config.validation_sentences,
-            cut=_cutter(config, skip_log),
+            cut=cutter(config, skip_log),
         )
         runs.say(_split_message(splits, corpus))
     if model is None:
         with stages("train"):
-            model, epochs = _train(config, splits, front_end, mesh, skip_log)
+            model, epochs = train_classifier(config, splits, front_end, mesh, skip_log)
         # Kept whatever comes after: training is what takes longest.
         checkpoint.save_classifier(
             output / "classifier",
@@ -115,7 +115,7 @@ def main(config: options.Config) -> dict[str, Any]:
             for name, clips in (("train", splits.train), ("test", splits.test))
         }
     with stages("optimise"):
-        fitted = _fit(
+        fitted = fit_explainer(
             config, fit_key, classifier, cached["train"], front_end, scheme, mesh
         )
         explainer, history = fitted.explainer, fitted.history
@@ -199,7 +199,7 @@ def main(config: options.Config) -> dict[str, Any]:
     return results
 
 
-def _check(config: options.Config) -> None:
+def check(config: options.Config) -> None:
     """Raises for what cannot work before any work is done."""
     config.train.check()
     config.optimise.check()
@@ -219,7 +219,7 @@ def _check(config: options.Config) -> None:
             raise ValueError(f"--{flag} must be at least {least}; got {value}")
 
 
-def _copy(root: Path) -> wavefake_corpus.Corpus:
+def copy(root: Path) -> wavefake_corpus.Corpus:
     """A WaveFake copy; says which of the release's vocoders it lacks."""
     corpus = wavefake_corpus.read(root)
     absent = [name for name in wavefake_corpus.VOCODERS if name not in corpus.fake]
@@ -228,8 +228,10 @@ def _copy(root: Path) -> wavefake_corpus.Corpus:
     return corpus
 
 
-def _demo(config: options.Config, root: Path) -> wavefake_corpus.Corpus:
-    """Writes the demo corpus: what the run will need of it, and no more."""
+def demo(
+    config: options.Config, root: Path, *, whole: bool = False
+) -> wavefake_corpus.Corpus:
+    """Writes the demo corpus: what the run will need of it, and no more, or all."""
     from experiments import demo_corpus, vocoders
 
     names = [f"{n:04d}" for n in range(config.demo_utterances)]
@@ -239,6 +241,8 @@ def _demo(config: options.Config, root: Path) -> wavefake_corpus.Corpus:
     others = [name for name in vocoders.VOCODERS if name != config.train_on]
     only = {name: [names.index(sentence) for sentence in tested] for name in others}
     total = 2 * len(names) + len(others) * len(tested)
+    if whole:
+        only, total = {}, (1 + len(vocoders.VOCODERS)) * len(names)
     if hosts.is_primary():
         with progress.bar("demo corpus", total, "file") as on_progress:
             demo_corpus.write(
@@ -266,9 +270,10 @@ def _train_on(config: options.Config, corpus: wavefake_corpus.Corpus | None) -> 
     return name
 
 
-def _windows_per_file(
+def windows_per_file(
     config: options.Config, corpus: wavefake_corpus.Corpus | None
 ) -> int:
+    """As asked, or one, or four of the files of a small corpus."""
     if config.windows_per_file is not None:
         return config.windows_per_file
     num = config.demo_utterances if corpus is None else len(corpus.sentences)
@@ -284,7 +289,7 @@ def _default_output(config: options.Config, scheme: schemes.Scheme) -> Path:
     return Path("runs") / "-".join(parts)
 
 
-def _cutter(
+def cutter(
     config: options.Config, skip_log: data.SkipLog
 ) -> Callable[[Sequence[data.Clip]], list[data.Clip]]:
     """From files to clips: one a file, or several of a small corpus."""
@@ -340,13 +345,14 @@ def _weights(config: options.Config) -> tuple[convnext.ConvNeXt, audio.FrontEnd]
     return model, audio.FrontEnd.from_dict(metadata["front_end"])
 
 
-def _train(
+def train_classifier(
     config: options.Config,
     splits: data.Splits,
     front_end: audio.FrontEnd,
     mesh: jax.sharding.Mesh,
     skip_log: data.SkipLog,
 ) -> tuple[convnext.ConvNeXt, list[train.Epoch]]:
+    """A ConvNeXt trained on these splits, and its epochs."""
     shape = convnext.ConvNeXtConfig.named(
         config.model,
         num_classes=len(wavefake_corpus.CLASS_NAMES),
@@ -374,7 +380,7 @@ def _train(
         )
 
 
-def _fit(
+def fit_explainer(
     config: options.Config,
     key: jax.Array,
     classifier: classifier_lib.Classifier,
@@ -383,6 +389,7 @@ def _fit(
     scheme: schemes.Scheme,
     mesh: jax.sharding.Mesh,
 ) -> fit.Fit:
+    """U learned on cached features, and the explainer that it makes."""
     with progress.bar("optimise U", config.optimise.epochs, "epoch") as on_progress:
         return fit.explainer(
             key,

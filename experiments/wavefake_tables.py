@@ -1,0 +1,123 @@
+"""The paper's Table 1 as text: in the terminal, as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+METHODS = {"classifier": "ConvNeXt", "audioprotopnet": "AudioProtoPNet", "apex": "APEX"}
+
+# Mean EER over the seven vocoders, in %, as the paper reports it (arXiv 2605.10153,
+# Table 1), by the vocoder trained on.
+PAPER = {
+    "melgan": {"classifier": 18.1, "audioprotopnet": 20.6, "apex": 18.1},
+    "melgan_large": {"classifier": 20.1, "audioprotopnet": 20.5, "apex": 20.1},
+    "multi_band_melgan": {"classifier": 6.0, "audioprotopnet": 2.4, "apex": 6.0},
+    "full_band_melgan": {"classifier": 3.2, "audioprotopnet": 1.9, "apex": 3.2},
+    "hifiGAN": {"classifier": 1.8, "audioprotopnet": 0.6, "apex": 1.8},
+    "parallel_wavegan": {"classifier": 26.5, "audioprotopnet": 14.9, "apex": 26.5},
+    "waveglow": {"classifier": 15.9, "audioprotopnet": 12.9, "apex": 15.9},
+}
+
+# By method, then vocoder tested on, with their mean `aeer`; None where there is none.
+Eers = Mapping[str, Mapping[str, float | None]]
+# By vocoder trained on; None where nothing could be trained.
+Table = Mapping[str, Eers | None]
+
+NONE = "–"
+
+
+def terminal(table: Table) -> str:
+    """A block a method, for 80 columns; vocoders are numbered."""
+    names = list(table)
+    lines = ["", "EER in %; rows: trained on, columns: tested on", ""]
+    for method, title in METHODS.items():
+        numbers = "".join(f"{n:>6}" for n in range(1, len(names) + 1))
+        lines.append(f"{title:22}{numbers}{'aEER':>7}{'paper':>7}")
+        for n, trained in enumerate(names, start=1):
+            cells = [cell(table, method, trained, tested) for tested in names]
+            mean = cell(table, method, trained, "aeer")
+            lines.append(
+                f"{n:>2} {trained[:18]:19}"
+                + "".join(f"{_percent(value):>6}" for value in cells)
+                + f"{_percent(mean):>7}{_percent(paper(trained, method)):>7}"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def as_csv(table: Table) -> str:
+    """A line for each vocoder trained on, method and vocoder tested on."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("trained_on", "method", "tested_on", "eer_percent", "paper"))
+    for trained in table:
+        for method in METHODS:
+            for tested in (*table, "aeer"):
+                known = paper(trained, method) if tested == "aeer" else None
+                values = (cell(table, method, trained, tested), known)
+                writer.writerow(
+                    (trained, method, tested, *("" if v is None else v for v in values))
+                )
+    return text.getvalue()
+
+
+def markdown(table: Table) -> str:
+    """The whole table, cells of ConvNeXt / AudioProtoPNet / APEX."""
+    head = ["trained on", *table, "aEER", "aEER, paper"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    lines += [_row([trained, *_cells(table, trained)]) for trained in table]
+    methods = " / ".join(METHODS.values())
+    return f"EER in %, {methods}; columns: tested on.\n\n" + "\n".join(lines) + "\n"
+
+
+def latex(table: Table) -> str:
+    """The whole table for a paper, with booktabs."""
+    columns = "l" + "c" * (len(table) + 2)
+    head = [r"Trained on", *map(_escaped, table), "aEER", "aEER, paper"]
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _line(head), r"\midrule"]
+    lines += [
+        _line([_escaped(trained), *_cells(table, trained)]).replace(NONE, "--")
+        for trained in table
+    ]
+    methods = " / ".join(METHODS.values())
+    lines += [r"\bottomrule", r"\end{tabular}", f"% EER in percent: {methods}"]
+    return "\n".join(lines) + "\n"
+
+
+def cell(table: Table, method: str, trained: str, tested: str) -> float | None:
+    """An EER in %, None where there is none."""
+    row = table[trained]
+    return None if row is None else row[method].get(tested)
+
+
+def paper(trained: str, method: str) -> float | None:
+    """The paper's mean EER in %, None for what the paper does not have."""
+    return PAPER.get(trained, {}).get(method)
+
+
+def _cells(table: Table, trained: str) -> list[str]:
+    """The row's cells, its mean, and the paper's."""
+    tested = [*table, "aeer"]
+    own = [
+        " / ".join(_percent(cell(table, method, trained, name)) for method in METHODS)
+        for name in tested
+    ]
+    return [*own, " / ".join(_percent(paper(trained, m)) for m in METHODS)]
+
+
+def _percent(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return rf"{' & '.join(cells)} \\"
+
+
+def _escaped(name: str) -> str:
+    return name.replace("_", r"\_")

@@ -1,0 +1,163 @@
+"""Table 1 of the paper in miniature: every vocoder trained on, resumed, written."""
+
+import csv
+import functools
+import json
+
+import pytest
+import test_flow
+
+from apex_jax import audioprotopnet, optimize, train
+from apex_jax.models import convnext
+from experiments import (
+    demo_corpus,
+    wavefake_options,
+    wavefake_run,
+    wavefake_table1,
+    wavefake_tables,
+)
+
+EERS = {"griffin_lim_long", "phase_jitter", "aeer"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(convnext._SIZES, "atto", ((1,), (12,)))
+        for config in (train.Config, audioprotopnet.Config):
+            patch.setattr(config, "optimiser", functools.cache(config.optimiser))
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Two vocoders; of a third too few sentences to train on."""
+    root = tmp_path_factory.mktemp("corpus")
+    demo_corpus.write(
+        root,
+        num_utterances=12,
+        names=[*test_flow.TESTED, "lpc_vocoder"],
+        only={"lpc_vocoder": [0]},
+    )
+
+    def run(output, **changes):
+        settings = {
+            "table": "1",
+            "output_dir": output,
+            "data_dir": root,
+            "windows_per_file": 1,
+            "batch_size": 8,
+            "front_end": test_flow.FRONT_END,
+            "train": train.Config(epochs=2, batch_size=8),
+            "audioprotopnet": audioprotopnet.Config(epochs=2, batch_size=8),
+            "optimise": optimize.Config(
+                epochs=2, prototypes_start=3, prototypes_end=2, batch_size=16
+            ),
+        }
+        return wavefake_table1.main(wavefake_options.Config(**settings | changes))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def table(run, small, tmp_path_factory):
+    """Its results, and its folder."""
+    output = tmp_path_factory.mktemp("runs") / "table"
+    return run(output), output
+
+
+def test_every_vocoder_is_trained_on_and_tested(table):
+    results, output = table
+    eer = results["eer"]
+    assert set(eer) == {*test_flow.TESTED, "lpc_vocoder"}
+    assert eer["lpc_vocoder"] is None
+    for trained in test_flow.TESTED:
+        assert set(eer[trained]) == set(wavefake_tables.METHODS)
+        for found in eer[trained].values():
+            assert set(found) >= EERS
+            assert all(0 <= found[name] <= 100 for name in EERS)
+        # The method's promise.
+        for name in EERS:
+            assert eer[trained]["apex"][name] == pytest.approx(
+                eer[trained]["classifier"][name], abs=1e-3
+            )
+        row = json.loads((output / trained / "results.json").read_text())
+        assert row["invariance"]["changed_predictions"] == 0
+        assert row["train_on"] == trained
+    assert json.loads((output / "results.json").read_text()) == results
+
+
+def test_the_files_hold_the_numbers(table):
+    results, output = table
+    with (output / "table1.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 3 * 3 * 4
+    for line in lines:
+        row = results["eer"][line["trained_on"]]
+        value = None if row is None else row[line["method"]].get(line["tested_on"])
+        assert line["eer_percent"] == ("" if value is None else str(value))
+    for ending in ("md", "tex"):
+        text = (output / f"table1.{ending}").read_text()
+        for method in wavefake_tables.METHODS:
+            value = results["eer"]["phase_jitter"][method]["griffin_lim_long"]
+            assert f"{value:.1f}" in text
+
+
+def test_what_is_finished_is_not_done_again(table, run, capsys, monkeypatch):
+    """A row that lacks its results takes its networks from where they are."""
+    results, output = table
+    (output / "phase_jitter" / "results.json").unlink()
+
+    def never(*arguments, **options):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(wavefake_run, "train_classifier", never)
+    monkeypatch.setattr(audioprotopnet, "fit", never)
+    again = run(output)
+    said = capsys.readouterr().out
+    assert "finished before" in said
+    for trained in test_flow.TESTED:
+        for method in wavefake_tables.METHODS:
+            assert again["eer"][trained][method] == pytest.approx(
+                results["eer"][trained][method], abs=1e-3
+            )
+    # Other settings are another table.
+    with pytest.raises(ValueError, match="finished run of other settings"):
+        run(output, seed=1)
+
+
+@pytest.mark.parametrize("changes", [{"train_on": "x"}, {"weights": "x"}])
+def test_one_vocoder_is_no_table(changes, run, tmp_path):
+    with pytest.raises(ValueError, match="the table trains on every vocoder"):
+        run(tmp_path, **changes)
+
+
+def test_as_text():
+    """By hand: one cell of each kind."""
+    eer = {
+        "classifier": {"hifiGAN": 1.25, "waveglow": None, "aeer": 1.25},
+        "audioprotopnet": {"hifiGAN": 0.5, "waveglow": None, "aeer": 0.5},
+        "apex": {"hifiGAN": 1.25, "waveglow": None, "aeer": 1.25},
+    }
+    table = {"hifiGAN": eer, "waveglow": None}
+    shown = wavefake_tables.terminal(table)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "AudioProtoPNet" in shown
+    assert " 1 hifiGAN               0.5     –    0.5    0.6" in shown
+    assert " 2 waveglow                –     –      –   12.9" in shown
+    assert wavefake_tables.markdown(table).splitlines()[4] == (
+        "| hifiGAN | 1.2 / 0.5 / 1.2 | – / – / – | 1.2 / 0.5 / 1.2 | 1.8 / 0.6 / 1.8 |"
+    )
+    latex = wavefake_tables.latex({"full_band_melgan": None})
+    assert r"full\_band\_melgan & -- / -- / -- &" in latex
+    assert latex.count(r"\\") == 2
+    lines = wavefake_tables.as_csv(table).splitlines()
+    assert "hifiGAN,apex,aeer,1.25,1.8" in lines
+    assert "waveglow,classifier,hifiGAN,," in lines
+
+
+def test_the_papers_means():
+    """Seven vocoders; APEX changes no prediction."""
+    assert len(wavefake_tables.PAPER) == 7
+    for known in wavefake_tables.PAPER.values():
+        assert known["apex"] == known["classifier"]
