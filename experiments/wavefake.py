@@ -3,6 +3,7 @@
     python -m experiments.wavefake --scheme=frequency
     python -m experiments.wavefake --scheme=time --data-dir WaveFake --model base
     python -m experiments.wavefake --table 1 --data-dir WaveFake --model base
+    python -m experiments.wavefake --table 2 --data-dir WaveFake --model base
 
 Trains a ConvNeXt on one vocoder (or takes `--weights`), learns U on its training
 clips, tests classifier and APEX on every vocoder, and hides the regions that APEX
@@ -31,11 +32,12 @@ def cli() -> None:
     try:
         # Not before: whoever asks for help, or mistypes, need not wait for JAX.
         from apex_jax import compilation, hosts
-        from experiments import wavefake_run, wavefake_table1
+        from experiments import wavefake_run, wavefake_table1, wavefake_table2
 
         compilation.keep()
         hosts.connect(config.hosts)
-        (wavefake_run if config.table is None else wavefake_table1).main(config)
+        experiment = {None: wavefake_run, "1": wavefake_table1, "2": wavefake_table2}
+        experiment[config.table].main(config)
         hosts.barrier("end")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -9,7 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from apex_jax import bank, data, explain, figures, masking, metrics, progress
+from apex_jax import (
+    bank,
+    data,
+    explain,
+    figures,
+    masking,
+    metrics,
+    progress,
+    significance,
+)
 from experiments import wavefake_corpus
 
 FAKE = wavefake_corpus.CLASS_NAMES.index("fake")
@@ -66,7 +75,17 @@ def masking_eers(
     random = [eers(logits, read, rows) for logits in study.random]
     names = [name for name, value in random[0].items() if value is not None]
     table = np.array([[draw[name] for name in names] for draw in random])
+
+    def mean_eer(logits: np.ndarray) -> float:
+        found = eers(logits, read, rows)["aeer"]
+        assert found is not None  # asked only where it is known
+        return found
+
+    known = random[0]["aeer"] is not None
     return {
+        "p_value": significance.p_value(mean_eer, study.apex, study.random)
+        if known
+        else None,
         "none": eers(study.none, read, rows),
         "apex": eers(study.apex, read, rows),
         "random": {

@@ -17,9 +17,9 @@ class Config:
         "square", "time", "frequency", "time_frequency", "time-frequency"
     ] = "frequency"
     """Where prototypes lie."""
-    table: Literal["1"] | None = None
-    """Fill the paper's table: every vocoder trained on, ConvNeXt, AudioProtoPNet and
-    APEX, tested on all."""
+    table: Literal["1", "2"] | None = None
+    """Fill a table of the paper. 1: every vocoder trained on, ConvNeXt, AudioProtoPNet
+    and APEX, tested on all. 2: regions hidden under all four schemes."""
     data_dir: Path | None = None
     """A WaveFake copy; without it the synthetic demo corpus is made and used."""
     output_dir: Path | None = None

@@ -80,7 +80,7 @@ def notes(results: dict[str, Any]) -> list[str]:
     if apex is not None and apex <= random:
         found.append(
             "hiding APEX's regions hurts no more than hiding random ones "
-            f"(aEER {apex:.1f} against {random:.1f} %)"
+            f"(aEER {apex:.1f} against {random:.1f} %, p {masked['p_value']:.2f})"
         )
     regions = results["regions"]["per_channel"]
     if regions < FEW_REGIONS:

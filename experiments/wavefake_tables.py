@@ -1,10 +1,12 @@
-"""The paper's Table 1 as text: in the terminal, as CSV, Markdown and LaTeX."""
+"""The paper's Tables 1 and 2 as text: terminal, CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 METHODS = {"classifier": "ConvNeXt", "audioprotopnet": "AudioProtoPNet", "apex": "APEX"}
 
@@ -121,3 +123,77 @@ def _line(cells: Sequence[str]) -> str:
 
 def _escaped(name: str) -> str:
     return name.replace("_", r"\_")
+
+
+# Table 2: mean EER in %, trained on HiFi-GAN, regions hidden; random ones left blank.
+PAPER_MASKED = {
+    "none": 1.8,
+    "square": 1.9,
+    "time": 1.9,
+    "frequency": 3.4,
+    "time_frequency": 3.5,
+}
+_MASKED_HEAD = ("hidden", "aEER", "± over draws", "p", "aEER, paper")
+
+
+def masked_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What is hidden, mean EER, its spread over draws, p, and the paper's."""
+    rows: list[tuple[str, ...]] = [
+        ("nothing", _percent(results["none"]), "", "", _percent(PAPER_MASKED["none"]))
+    ]
+    for scheme, found in results["aeer"].items():
+        title, random = scheme.replace("_", "-"), found["random"]
+        rows += [
+            (
+                f"{title}, random",
+                _percent(random["mean"]),
+                _percent(random["std"]),
+                "",
+                NONE,
+            ),
+            (
+                f"{title}, APEX",
+                _percent(found["apex"]),
+                "",
+                NONE if found["p"] is None else f"{found['p']:.3f}",
+                _percent(PAPER_MASKED[scheme]),
+            ),
+        ]
+    return rows
+
+
+def masked_terminal(results: Mapping[str, Any]) -> str:
+    """For 80 columns."""
+    lines = ["", f"aEER in %, trained on {results['train_on']}"]
+    for first, *others in [_MASKED_HEAD, *masked_rows(results)]:
+        lines.append(f"{first:26}" + "".join(f"{other:>13}" for other in others))
+    note = (
+        "p: how often as much would be lost if APEX's regions were like random ones "
+        f"({results['draws']} draws a clip)"
+    )
+    return "\n".join([*lines, "", *textwrap.wrap(note, 80)])
+
+
+def masked_csv(results: Mapping[str, Any]) -> str:
+    """As shown."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_MASKED_HEAD, *masked_rows(results)])
+    return text.getvalue()
+
+
+def masked_markdown(results: Mapping[str, Any]) -> str:
+    """As shown."""
+    lines = [_MASKED_HEAD, ["---"] * len(_MASKED_HEAD), *masked_rows(results)]
+    return "\n".join(map(_row, lines)) + "\n"
+
+
+def masked_latex(results: Mapping[str, Any]) -> str:
+    """As shown, with booktabs."""
+    head = [part.replace("±", r"$\pm$") for part in _MASKED_HEAD]
+    body = [_line(row).replace(NONE, "--") for row in masked_rows(results)]
+    begin = [r"\begin{tabular}{lcccc}", r"\toprule", _line(head), r"\midrule"]
+    return "\n".join([*begin, *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+MASKED = {"csv": masked_csv, "md": masked_markdown, "tex": masked_latex}

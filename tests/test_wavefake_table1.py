@@ -17,6 +17,8 @@ from experiments import (
     wavefake_tables,
 )
 
+pytestmark = pytest.mark.slow
+
 EERS = {"griffin_lim_long", "phase_jitter", "aeer"}
 
 

@@ -1,0 +1,84 @@
+"""The paper's Table 2: regions hidden under each of the four schemes.
+
+    python -m experiments.wavefake --table 2 --data-dir WaveFake --model base
+
+One ConvNeXt is trained (on HiFi-GAN, or --train-on), or taken from --weights; U is
+learned under every scheme, and the regions that it points at are hidden, and random
+ones of the same shape. The paper leaves the random ones blank. Each scheme has a folder
+of its own, and a finished one is not done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, get_args
+
+from apex_jax import checkpoint, hosts, progress, runs, schemes
+from experiments import wavefake_options as options
+from experiments import wavefake_run, wavefake_tables
+
+_PARTS = ("mean", "std")  # of the random draws
+
+
+def main(config: options.Config) -> dict[str, Any]:
+    """Fills the table, writes it in every form, and returns `results.json`."""
+    wavefake_run.check(config)
+    name = "demo" if config.data_dir is None else config.data_dir.resolve().name
+    output = config.output_dir or Path("runs") / f"{name}-table2"
+    config = dataclasses.replace(config, output_dir=output)
+    again = hosts.collect(runs.same(output, config))[0]
+    runs.claim(output, config)
+    stages = progress.Stages()
+    found: dict[str, dict[str, Any]] = {}
+    weights = config.weights
+    for scheme in get_args(schemes.Scheme):
+        folder = output / scheme
+        runs.say(f"\nscheme {scheme.replace('_', '-')}")
+        if hosts.collect(again and (folder / "results.json").exists())[0]:
+            runs.say(f"finished before, in {folder}")
+            found[scheme] = runs.read_json(folder / "results.json")
+        else:
+            with stages(scheme):
+                found[scheme] = wavefake_run.main(
+                    dataclasses.replace(
+                        config,
+                        table=None,
+                        scheme=scheme,
+                        output_dir=folder,
+                        weights=weights,
+                        overwrite=True,
+                    )
+                )
+        # The first scheme's run trains the classifier, the others explain the same.
+        weights = weights or folder / "classifier"
+    trained = next(iter(found.values()))["corpus"]["train_on"]
+    table = {
+        scheme: {
+            "random": {part: of["masking"]["random"][part]["aeer"] for part in _PARTS},
+            "apex": of["masking"]["apex"]["aeer"],
+            "p": of["masking"]["p_value"],
+            "purity": of["purity"]["after"],
+        }
+        for scheme, of in found.items()
+    }
+    results = {
+        "table": 2,
+        "train_on": trained,
+        "none": next(iter(found.values()))["masking"]["none"]["aeer"],
+        "aeer": table,
+        "draws": config.mask_draws,
+        "paper": wavefake_tables.PAPER_MASKED,
+        **stages.to_dict(),
+        "seed": config.seed,
+        "device": next(iter(found.values()))["device"],
+        "versions": dict(checkpoint.versions()),
+    }
+    if hosts.is_primary():
+        for ending, write in wavefake_tables.MASKED.items():
+            text = write(results)
+            (output / f"table2.{ending}").write_text(text, encoding="utf-8")
+    runs.write_json(output / "results.json", results)
+    runs.say(wavefake_tables.masked_terminal(results))
+    runs.say(f"written to  {output}, table2.csv, .md and .tex")
+    return results
