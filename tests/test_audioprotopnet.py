@@ -283,6 +283,7 @@ def test_prototypes_are_learned_and_the_backbone_stays(clips):
     assert np.abs(np.asarray(model.head.prototypes[...]) - first).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_backbone_can_be_trained_too(clips):
     model, _ = fit(clips, epochs=2, backbone_rate=1e-3)
     before = convnext.named_arrays(test_convnext.lively(SMALL))

@@ -645,6 +645,7 @@ def test_evaluate_needs_to_know_the_data(root, fitted, capsys):
 # Several classes a clip
 
 
+@pytest.mark.slow
 def test_several_classes_a_clip(root, capsys):
     rng = np.random.default_rng(1)
     (root / "mixed").mkdir()

@@ -216,6 +216,7 @@ def test_a_second_run_in_the_same_folder_uses_the_features(first, run, capsys):
     assert results["eer"] == trained["eer"]
 
 
+@pytest.mark.slow
 def test_the_demo_and_the_example_of_the_readme(run, tmp_path, monkeypatch, capsys):
     """Without data the demo corpus is made; the README's lines explain a clip of it."""
     monkeypatch.chdir(tmp_path)

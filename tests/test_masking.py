@@ -184,6 +184,7 @@ def test_each_clip_has_cells_of_its_own(network, transform, clips):
         assert len(np.unique(draw[:, 0].round(4))) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", schemes.SCHEMES)
 def test_the_own_region_can_be_left_out_of_the_draws(scheme, network, transform, clips):
     """Uniform draws meet the region of their clip; `exclude_own` never does."""
