@@ -4,10 +4,12 @@
     DIR/generated_audio/ljspeech_VOCODER/ID_gen.wav     (or ID.wav)
 
 A clip's group is its sentence, so real and fake of one sentence stay in one split.
+Where DIR/splits.csv says which sentence is in which split, that is followed.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,11 +41,14 @@ class Corpus:
       root: the copy's folder.
       real: the real clips.
       fake: the vocoded clips by vocoder; a vocoder's folder may be empty.
+      splits: by sentence, "train", "validation" or "test", as `splits.csv` has it;
+        empty where there is none.
     """
 
     root: Path
     real: tuple[data.Clip, ...]
     fake: dict[str, tuple[data.Clip, ...]]
+    splits: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def sentences(self) -> list[str]:
@@ -90,7 +95,30 @@ def read(root: str | Path) -> Corpus:
         )
     order = {name: i for i, name in enumerate(VOCODERS)}
     names = sorted(fake, key=lambda name: (order.get(name, len(order)), name))
-    return Corpus(root=root, real=real, fake={name: fake[name] for name in names})
+    return Corpus(
+        root=root,
+        real=real,
+        fake={name: fake[name] for name in names},
+        splits=_splits(root / "splits.csv", {clip.group for clip in real}),
+    )
+
+
+def _splits(file: Path, sentences: set[str]) -> dict[str, str]:
+    if not file.exists():
+        return {}
+    with file.open(newline="", encoding="utf-8") as opened:
+        found = {
+            row.get("sentence"): row.get("split") for row in csv.DictReader(opened)
+        }
+    wrong = set(found.values()) - {"train", "validation", "test"}
+    if wrong or not sentences <= set(found):
+        lacking = sorted(sentences - set(found))
+        raise ValueError(
+            f"{file}: needs columns sentence and split (train, validation or test) for "
+            f"every sentence; splits {sorted(map(str, wrong))}, missing "
+            f"{', '.join(lacking[:3]) or 'none'}"
+        )
+    return {str(sentence): str(split) for sentence, split in found.items()}
 
 
 def _clips(folder: Path, label: int) -> tuple[data.Clip, ...]:
@@ -151,9 +179,12 @@ def split(
     Raises:
       ValueError: a split would lack real or vocoded clips.
     """
-    sentences = corpus.sentences
+    if corpus.splits and not (num_test is num_validation is None):
+        raise ValueError(
+            "--test-sentences and --validation-sentences: the copy has a splits.csv"
+        )
     test, validation = (
-        set(part) for part in held_out(sentences, num_test, num_validation)
+        set(part) for part in _held_out(corpus, num_test, num_validation)
     )
     held = test | validation
     seen = (*corpus.real, *corpus.fake[vocoder])
@@ -171,6 +202,18 @@ def split(
                 "other --test-sentences or --validation-sentences"
             )
     return splits
+
+
+def _held_out(
+    corpus: Corpus, num_test: int | None, num_validation: int | None
+) -> tuple[list[str], list[str]]:
+    if not corpus.splits:
+        return held_out(corpus.sentences, num_test, num_validation)
+    by_split = {
+        part: [s for s in corpus.sentences if corpus.splits[s] == part]
+        for part in ("test", "validation")
+    }
+    return by_split["test"], by_split["validation"]
 
 
 def rows_by_vocoder(
