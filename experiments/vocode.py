@@ -12,6 +12,7 @@ command goes on. None of these vocoders is neural: what is learned is their arte
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import csv
@@ -179,8 +180,8 @@ def by_speaker(
 ) -> dict[str, tuple[str, str]]:
     """Split and speaker of each recording; a speaker is in one split.
 
-    Speakers in random order go to test until that has a fifth of the recordings, then
-    to validation; the last one is always left to train on.
+    Speakers in random order go to test as long as that brings it nearer to a fifth of
+    the recordings, then to validation; at least one to each.
 
     Raises:
       ValueError: fewer than three speakers.
@@ -192,13 +193,15 @@ def by_speaker(
             "training need three or more"
         )
     left = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    split = {}
+    split: dict[str, str] = {}
+    count = collections.Counter(speaker.values())
     for part, keep in (("test", 2), ("validation", 1)):
-        held = 0
-        while len(left) > keep and held < SHARE * len(speaker):
-            split[left[0]] = part
-            held += sum(who == left[0] for who in speaker.values())
-            left.pop(0)
+        wanted = SHARE * len(speaker)  # recordings
+        while len(left) > keep:
+            if part in split.values() and wanted < count[left[0]] / 2:
+                break
+            wanted -= count[left[0]]
+            split[left.pop(0)] = part
     return {s: (split.get(who, "train"), who) for s, who in speaker.items()}
 
 

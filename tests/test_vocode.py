@@ -112,7 +112,7 @@ def test_the_seed_decides_and_what_is_there_stays(recordings):
     assert victim.read_bytes() != first[victim]
 
 
-def test_speakers_go_to_splits_until_a_fifth():
+def test_speakers_go_to_splits_up_to_about_a_fifth():
     speaker = {f"{n}": who for n, who in enumerate("aaaabbbbccccddddeeee")}
     found = vocode.by_speaker(speaker, seed=3)
     of = collections.defaultdict(set)
@@ -124,6 +124,14 @@ def test_speakers_go_to_splits_until_a_fifth():
         "validation": 1,
         "train": 3,
     }
+    # Six equal ones: one is nearer to a fifth than two.
+    six = vocode.by_speaker({f"{n}": f"{n % 6}" for n in range(30)})
+    assert [sum(s == part for s, _ in six.values()) for part in of] == [
+        {"test": 5, "validation": 5, "train": 20}[part] for part in of
+    ]
+    # Many small ones add up.
+    many = vocode.by_speaker({f"{n}": f"{n // 2}" for n in range(100)})
+    assert sum(s == "test" for s, _ in many.values()) == 20
     others = {vocode.by_speaker(speaker, seed=n)["0"][0] for n in range(40)}
     assert others == {"test", "validation", "train"}
     # However uneven: someone is left to train on.
