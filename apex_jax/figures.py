@@ -1,4 +1,4 @@
-"""Figures of one result: an explained clip, purity over the optimisation.
+"""Figures of one result: an explained clip, AudioProtoPNet's, purity over the epochs.
 
 In come results on the host, out come matplotlib figures. `comparisons` has those that
 set several side by side.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from apex_jax import explanation, optimize, plot
+from apex_jax import boxes, explanation, frontend, optimize, plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -147,4 +147,63 @@ def purity(history: optimize.History) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
     axes.set_title("Purity of the prototypes during the optimisation")
+    return figure
+
+
+def prototypes(
+    spectrogram: np.ndarray,
+    found: Sequence[boxes.Match],
+    *,
+    front_end: frontend.FrontEnd | None = None,
+    nearest: Sequence[tuple[str, np.ndarray, boxes.Match]] = (),
+    title: str = "",
+) -> Figure:
+    """What AudioProtoPNet's prototypes found in a clip, and what they stand for.
+
+    One row a prototype: its box in the clip, its similarity map, and the training clip
+    that comes closest to it with the box there.
+
+    Args:
+      spectrogram: of the clip, `[F_in, T_in]`, in the front end's units.
+      found: from `boxes.matches`.
+      front_end: tells seconds, hertz and decibel.
+      nearest: for each of `found` a training clip: name, spectrogram, and the same
+        prototype there.
+      title: above all.
+
+    Raises:
+      ValueError: not one training clip for each prototype.
+    """
+    if nearest and len(nearest) != len(found):
+        raise ValueError(
+            f"nearest has one training clip for each of {len(found)} matches; got "
+            f"{len(nearest)}"
+        )
+    columns = 2 + bool(nearest)
+    figure = plot.figure((plot.WIDTH * columns * 1.3, 0.6 + plot.HEIGHT * len(found)))
+    figure.suptitle(title, fontsize=plot.TITLE)
+    grid = figure.subplots(len(found), columns, squeeze=False)
+    for number, (line, match) in enumerate(zip(grid, found, strict=True)):
+        plot.spectrogram(line[0], front_end, spectrogram)
+        plot.areas(line[0], [match.area])
+        line[0].set_title(
+            f"prototype {match.prototype} of {plot.shortened(match.class_name, 20)}\n"
+            f"{match.similarity:.2f} similar, adds {match.contribution:+.2f}",
+            fontsize=plot.CAPTION,
+        )
+        plot.heatmap(line[1], front_end, match.heatmap)
+        plot.areas(line[1], [match.area])
+        line[1].set_title(
+            f"similarity map\n{plot.where('square', [match.area])}",
+            fontsize=plot.CAPTION,
+        )
+        if nearest:
+            name, other, there = nearest[number]
+            plot.spectrogram(line[2], front_end, other)
+            plot.areas(line[2], [there.area])
+            line[2].set_title(
+                f"{plot.name(name, 34)}\n{there.similarity:.2f} similar",
+                fontsize=plot.CAPTION,
+            )
+    plot.name_axes(grid, front_end)
     return figure

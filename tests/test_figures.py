@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_plot import FRONT_END, areas_of
 
-from apex_jax import data, explanation, figures, optimize
+from apex_jax import boxes, data, explanation, figures, optimize
 
 
 def sound(rng):
@@ -286,3 +286,47 @@ def test_purity(start):
     np.testing.assert_array_equal(rounds.get_xydata(), [[0, start], [2, 0.5], [4, 0.6]])
     np.testing.assert_array_equal(epochs.get_xdata(), [1, 2, 3, 4])
     assert axes.get_ylim()[0] <= start
+
+
+# --- AudioProtoPNet
+
+
+def match_of(n):
+    (area,) = areas_of("square", (1, 2))
+    rng = np.random.default_rng(n)
+    return boxes.Match(
+        prototype=40_000 + n,
+        class_name="an owl with a rather long name",
+        similarity=0.61,
+        weight=1.2,
+        heatmap=rng.random(FRONT_END.shape),
+        area=area,
+    )
+
+
+@pytest.mark.parametrize("with_clips", [True, False])
+def test_what_prototypes_found(with_clips):
+    rng = np.random.default_rng(0)
+    found = [match_of(n) for n in range(3)]
+    nearest = [(f"folder/train{n}.wav", sound(rng), one) for n, one in enumerate(found)]
+    figure = figures.prototypes(
+        sound(rng),
+        found,
+        front_end=FRONT_END,
+        nearest=nearest if with_clips else (),
+        title="query.wav",
+    )
+    shown = check(figure)
+    assert len(pictures(figure)) == 3 * (3 if with_clips else 2)
+    for word in ("query.wav", "prototype 40002", "0.61 similar, adds +0.73", "kHz"):
+        assert word in shown
+    assert ("folder/train2.wav" in shown) == with_clips
+
+
+def test_a_training_clip_for_each_prototype():
+    with pytest.raises(ValueError, match="each of 2 matches; got 1"):
+        figures.prototypes(
+            sound(np.random.default_rng(0)),
+            [match_of(0), match_of(1)],
+            nearest=[("x", sound(np.random.default_rng(0)), match_of(0))],
+        )

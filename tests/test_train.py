@@ -260,7 +260,7 @@ def scripted(monkeypatch, losses, train_loss=1.0):
     def step(model, state, *, waveform, target, valid, **_):
         return plus_one(model), state, jnp.float32(train_loss)
 
-    def validate(model, clips, front_end, *, epoch, train_loss, **_):
+    def validate(task, classifier, clips, front_end, *, epoch, train_loss, **_):
         return train.Epoch(
             epoch=epoch,
             train_loss=train_loss,
