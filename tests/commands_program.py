@@ -17,7 +17,7 @@ def main(arguments):
     """The exit status."""
     if arguments[0] != "wavefake":
         return cli.main(arguments)
-    from experiments import wavefake
+    from experiments.wavefake import __main__ as wavefake
 
     sys.argv = ["wavefake", *arguments[1:]]
     wavefake.cli()

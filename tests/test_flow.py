@@ -12,7 +12,9 @@ import pytest
 
 from apex_jax import audio, checkpoint, disentangle, explain, optimize, train
 from apex_jax.models import convnext
-from experiments import demo_corpus, vocoders, wavefake_options, wavefake_run
+from experiments import demo_corpus, vocoders
+from experiments.wavefake import options
+from experiments.wavefake import run as wavefake_run
 
 # 24 rows x 32 frames; the network below has cells of 4 x 4 pixels.
 FRONT_END = audio.FrontEnd(
@@ -64,7 +66,7 @@ def run(tmp_path_factory):
                 batch_size=16,
             ),
         }
-        return wavefake_run.main(wavefake_options.Config(**settings | changes))
+        return wavefake_run.main(options.Config(**settings | changes))
 
     return run
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from experiments import vocode, vocoders, wavefake_corpus
+from experiments import vocode, vocoders
+from experiments.wavefake import corpus as wavefake_corpus
 
 RATE = 8000
 NAMES = ("phase_jitter", "subband_alias")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from apex_jax import data
-from experiments import wavefake_corpus
+from experiments.wavefake import corpus as wavefake_corpus
 
 NAMES = [f"LJ001-{n:04d}" for n in range(20)]
 

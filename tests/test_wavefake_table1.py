@@ -9,13 +9,9 @@ import test_flow
 
 from apex_jax import audioprotopnet, optimize, train
 from apex_jax.models import convnext
-from experiments import (
-    demo_corpus,
-    wavefake_options,
-    wavefake_run,
-    wavefake_table1,
-    wavefake_tables,
-)
+from experiments import demo_corpus
+from experiments.wavefake import options, table1, tables
+from experiments.wavefake import run as wavefake_run
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +52,7 @@ def run(tmp_path_factory):
                 epochs=2, prototypes_start=3, prototypes_end=2, batch_size=16
             ),
         }
-        return wavefake_table1.main(wavefake_options.Config(**settings | changes))
+        return table1.main(options.Config(**settings | changes))
 
     return run
 
@@ -74,7 +70,7 @@ def test_every_vocoder_is_trained_on_and_tested(table):
     assert set(eer) == {*test_flow.TESTED, "lpc_vocoder"}
     assert eer["lpc_vocoder"] is None
     for trained in test_flow.TESTED:
-        assert set(eer[trained]) == set(wavefake_tables.METHODS)
+        assert set(eer[trained]) == set(tables.METHODS)
         for found in eer[trained].values():
             assert set(found) >= EERS
             assert all(0 <= found[name] <= 100 for name in EERS)
@@ -100,7 +96,7 @@ def test_the_files_hold_the_numbers(table):
         assert line["eer_percent"] == ("" if value is None else str(value))
     for ending in ("md", "tex"):
         text = (output / f"table1.{ending}").read_text()
-        for method in wavefake_tables.METHODS:
+        for method in tables.METHODS:
             value = results["eer"]["phase_jitter"][method]["griffin_lim_long"]
             assert f"{value:.1f}" in text
 
@@ -119,7 +115,7 @@ def test_what_is_finished_is_not_done_again(table, run, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "finished before" in said
     for trained in test_flow.TESTED:
-        for method in wavefake_tables.METHODS:
+        for method in tables.METHODS:
             assert again["eer"][trained][method] == pytest.approx(
                 results["eer"][trained][method], abs=1e-3
             )
@@ -142,24 +138,24 @@ def test_as_text():
         "apex": {"hifiGAN": 1.25, "waveglow": None, "aeer": 1.25},
     }
     table = {"hifiGAN": eer, "waveglow": None}
-    shown = wavefake_tables.terminal(table)
+    shown = tables.terminal(table)
     assert max(map(len, shown.splitlines())) <= 80
     assert "AudioProtoPNet" in shown
     assert " 1 hifiGAN               0.5     –    0.5    0.6" in shown
     assert " 2 waveglow                –     –      –   12.9" in shown
-    assert wavefake_tables.markdown(table).splitlines()[4] == (
+    assert tables.markdown(table).splitlines()[4] == (
         "| hifiGAN | 1.2 / 0.5 / 1.2 | – / – / – | 1.2 / 0.5 / 1.2 | 1.8 / 0.6 / 1.8 |"
     )
-    latex = wavefake_tables.latex({"full_band_melgan": None})
+    latex = tables.latex({"full_band_melgan": None})
     assert r"full\_band\_melgan & -- / -- / -- &" in latex
     assert latex.count(r"\\") == 2
-    lines = wavefake_tables.as_csv(table).splitlines()
+    lines = tables.as_csv(table).splitlines()
     assert "hifiGAN,apex,aeer,1.25,1.8" in lines
     assert "waveglow,classifier,hifiGAN,," in lines
 
 
 def test_the_papers_means():
     """Seven vocoders; APEX changes no prediction."""
-    assert len(wavefake_tables.PAPER) == 7
-    for known in wavefake_tables.PAPER.values():
+    assert len(tables.PAPER) == 7
+    for known in tables.PAPER.values():
         assert known["apex"] == known["classifier"]

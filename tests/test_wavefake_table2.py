@@ -7,11 +7,8 @@ import pytest
 import test_flow
 import test_wavefake_table1
 
-from experiments import (
-    wavefake_run,
-    wavefake_table2,
-    wavefake_tables,
-)
+from experiments.wavefake import run as wavefake_run
+from experiments.wavefake import table2, tables
 
 run_table1, small = test_wavefake_table1.run, test_wavefake_table1.small
 pytestmark = pytest.mark.slow
@@ -25,9 +22,7 @@ def run(run_table1):
         settings = {"table": "2", "train_on": test_flow.TESTED[0], "mask_draws": 3}
         with pytest.MonkeyPatch.context() as patch:
             # The other table's way of making its options.
-            patch.setattr(
-                test_wavefake_table1.wavefake_table1, "main", wavefake_table2.main
-            )
+            patch.setattr(test_wavefake_table1.table1, "main", table2.main)
             return run_table1(output, **settings, examples=0, **changes)
 
     return run
@@ -65,7 +60,7 @@ def test_the_files_hold_the_numbers(table):
     (line,) = [line for line in lines if line[0] == "frequency, APEX"]
     assert line[1] == f"{value:.1f}"
     assert line[4] == "3.4"
-    shown = wavefake_tables.masked_terminal(results)
+    shown = tables.masked_terminal(results)
     assert max(map(len, shown.splitlines())) <= 80
     for ending in ("md", "tex"):
         assert f"{value:.1f}" in (output / f"table2.{ending}").read_text()

@@ -19,7 +19,7 @@ from apex_jax import (
     progress,
     significance,
 )
-from experiments import wavefake_corpus
+from experiments.wavefake import corpus as wavefake_corpus
 
 FAKE = wavefake_corpus.CLASS_NAMES.index("fake")
 

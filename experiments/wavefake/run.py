@@ -1,4 +1,4 @@
-"""The WaveFake experiment from corpus to results; `wavefake` is its command line."""
+"""The WaveFake experiment from corpus to results; `__main__` is its command line."""
 
 from __future__ import annotations
 
@@ -31,10 +31,8 @@ from apex_jax import (
 from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
-from experiments import wavefake_corpus
-from experiments import wavefake_evaluation as evaluation
-from experiments import wavefake_options as options
-from experiments import wavefake_report as report
+from experiments.wavefake import corpus as wavefake_corpus
+from experiments.wavefake import evaluation, options, report
 
 # The demo's synthesiser is imported where it is used: a WaveFake copy needs none.
 

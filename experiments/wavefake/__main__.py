@@ -19,7 +19,7 @@ import sys
 
 import tyro
 
-from experiments import wavefake_options as options
+from experiments.wavefake import options
 
 HELP = """Explains a detector of vocoded speech with APEX.
 
@@ -28,15 +28,18 @@ Without --data-dir it runs on a synthetic demo corpus."""
 
 def cli() -> None:
     """The command line: a clear line instead of a traceback for what users cause."""
-    config = tyro.cli(options.Config, description=HELP)
+    config = tyro.cli(
+        options.Config, prog="python -m experiments.wavefake", description=HELP
+    )
     try:
         # Not before: whoever asks for help, or mistypes, need not wait for JAX.
         from apex_jax import compilation, hosts
-        from experiments import wavefake_run, wavefake_table1, wavefake_table2
+        from experiments.wavefake import run as wavefake_run
+        from experiments.wavefake import table1, table2
 
         compilation.keep()
         hosts.connect(config.hosts)
-        experiment = {None: wavefake_run, "1": wavefake_table1, "2": wavefake_table2}
+        experiment = {None: wavefake_run, "1": table1, "2": table2}
         experiment[config.table].main(config)
         hosts.barrier("end")
     except (ValueError, OSError) as error:

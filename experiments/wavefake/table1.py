@@ -31,9 +31,9 @@ from apex_jax import (
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import audioprotopnet as prototypes
 from apex_jax.models import convnext
-from experiments import wavefake_corpus, wavefake_run, wavefake_tables
-from experiments import wavefake_evaluation as evaluation
-from experiments import wavefake_options as options
+from experiments.wavefake import corpus as wavefake_corpus
+from experiments.wavefake import evaluation, options, tables
+from experiments.wavefake import run as wavefake_run
 
 
 def main(config: options.Config) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def main(config: options.Config) -> dict[str, Any]:
         "model": config.model,
         "data_dir": str(corpus.root),
         "eer": table,
-        "paper": wavefake_tables.PAPER,
+        "paper": tables.PAPER,
         **stages.to_dict(),
         "seed": config.seed,
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
@@ -79,13 +79,13 @@ def main(config: options.Config) -> dict[str, Any]:
     }
     if hosts.is_primary():
         for ending, text in (
-            ("csv", wavefake_tables.as_csv(table)),
-            ("md", wavefake_tables.markdown(table)),
-            ("tex", wavefake_tables.latex(table)),
+            ("csv", tables.as_csv(table)),
+            ("md", tables.markdown(table)),
+            ("tex", tables.latex(table)),
         ):
             (output / f"table1.{ending}").write_text(text, encoding="utf-8")
     runs.write_json(output / "results.json", results)
-    runs.say(wavefake_tables.terminal(table))
+    runs.say(tables.terminal(table))
     runs.say(f"seconds     {progress.in_words(results)}")
     runs.say(f"written to  {output}, table1.csv, .md and .tex")
     return results
@@ -212,7 +212,7 @@ def _row(
     )
     means = ", ".join(
         f"{title} {eer[method]['aeer']:.1f}"
-        for method, title in wavefake_tables.METHODS.items()
+        for method, title in tables.METHODS.items()
         if eer[method]["aeer"] is not None
     )
     runs.say(f"aEER in %: {means}")

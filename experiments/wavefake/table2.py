@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from apex_jax import checkpoint, hosts, progress, runs, schemes
-from experiments import wavefake_options as options
-from experiments import wavefake_run, wavefake_tables
+from experiments.wavefake import options, tables
+from experiments.wavefake import run as wavefake_run
 
 _PARTS = ("mean", "std")  # of the random draws
 
@@ -68,17 +68,17 @@ def main(config: options.Config) -> dict[str, Any]:
         "none": next(iter(found.values()))["masking"]["none"]["aeer"],
         "aeer": table,
         "draws": config.mask_draws,
-        "paper": wavefake_tables.PAPER_MASKED,
+        "paper": tables.PAPER_MASKED,
         **stages.to_dict(),
         "seed": config.seed,
         "device": next(iter(found.values()))["device"],
         "versions": dict(checkpoint.versions()),
     }
     if hosts.is_primary():
-        for ending, write in wavefake_tables.MASKED.items():
+        for ending, write in tables.MASKED.items():
             text = write(results)
             (output / f"table2.{ending}").write_text(text, encoding="utf-8")
     runs.write_json(output / "results.json", results)
-    runs.say(wavefake_tables.masked_terminal(results))
+    runs.say(tables.masked_terminal(results))
     runs.say(f"written to  {output}, table2.csv, .md and .tex")
     return results

@@ -1,0 +1,1 @@
+"""APEX on WaveFake, real speech against vocoders; `__main__` is its command line."""
