@@ -32,6 +32,7 @@ def learning(
     config: audioprotopnet.AudioProtoPNetConfig,
     class_names: tuple[str, ...],
     part: Literal["head", "all"] = "head",
+    matmul_dtype: settings.MatmulDtype = "float32",
 ) -> train.Task:
     """Learning the prototypes and what they count for, or the backbone with them.
 
@@ -44,6 +45,11 @@ def learning(
             return trained
         return audioprotopnet.joined(config, fixed, trained)
 
+    def forward(trained: Any, fixed: Any, pixels: jax.Array) -> jax.Array:
+        whole = joined(trained, fixed)
+        backbone = convnext.rounded(whole.backbone, matmul_dtype)
+        return whole.head.logits(whole.head.similarities(backbone.body(pixels)))
+
     def penalty(trained: Any) -> jax.Array:
         head = trained.head if part == "all" else trained
         return objective.orthogonality(
@@ -51,7 +57,7 @@ def learning(
         )
 
     return train.Task(
-        forward=lambda trained, fixed, spectrogram: joined(trained, fixed)(spectrogram),
+        forward=forward,
         loss=objective.asymmetric,
         penalty=penalty,
         as_classifier=lambda trained, fixed: audioprotopnet.as_classifier(
@@ -84,7 +90,8 @@ def fit(
       num_prototypes: prototypes a class.
       seed: of the prototypes' beginning, of order and crops.
       config: None for the authors' defaults.
-      **options: mesh, skip_log, on_progress and on_epoch, as for `train.fit`.
+      **options: mesh, skip_log, on_progress, on_epoch, background and state_dir, as
+        for `train.fit`.
 
     Returns:
       The network of the epoch with the lowest validation loss, and all epochs.
@@ -104,9 +111,9 @@ def fit(
     sounds = (clips, validation, front_end)
     names = tuple(class_names)
     if config.backbone_rate:
-        task = learning(model.config, names, "all")
+        task = learning(model.config, names, "all", config.matmul_dtype)
         return train.run(task, model, *sounds, **options)
-    task = learning(model.config, names, "head")
+    task = learning(model.config, names, "head", config.matmul_dtype)
     head, epochs = train.run(task, model.head, *sounds, fixed=model.backbone, **options)
     return audioprotopnet.joined(model.config, backbone, head), epochs
 

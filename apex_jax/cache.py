@@ -247,21 +247,28 @@ def fingerprint(
     "weights" are the arrays, the network's settings and the function that runs it.
     A clip counts by its path, offset, and its file's size and time of modification.
     """
-    listing = hashlib.sha256()
+    listed = hashlib.sha256()
+    for line in listing(clips):
+        listed.update(line.encode(errors="surrogateescape"))  # names are bytes
+    settings = json.dumps(front_end.to_dict(), sort_keys=True)
+    return {
+        "weights": weights_digest(classifier),
+        "front end": hashlib.sha256(settings.encode()).hexdigest(),
+        "clips": listed.hexdigest(),
+    }
+
+
+def listing(clips: Sequence[data.Clip]) -> list[str]:
+    """A line a clip: its path, offset, and its file's size and time of modification."""
+    lines = []
     for clip in clips:
         try:
             stat = os.stat(clip.path)
             state = f"{stat.st_size} {stat.st_mtime_ns}"
         except OSError:
             state = "missing"
-        line = f"{clip.path}\0{clip.offset_s}\0{state}\n"
-        listing.update(line.encode(errors="surrogateescape"))  # names are bytes
-    settings = json.dumps(front_end.to_dict(), sort_keys=True)
-    return {
-        "weights": weights_digest(classifier),
-        "front end": hashlib.sha256(settings.encode()).hexdigest(),
-        "clips": listing.hexdigest(),
-    }
+        lines.append(f"{clip.path}\0{clip.offset_s}\0{state}\n")
+    return lines
 
 
 def weights_digest(classifier: classifier_lib.Classifier) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,12 +40,15 @@ class Clip:
       offset_s: where the clip starts, in seconds.
       group: clips of one group, such as the same sentence in several voices, never
         fall in different splits. Empty: the file's name without its ending.
+      within: where a random crop is taken from, start and end in seconds; None: the
+        whole file.
     """
 
     path: Path | str
     label: int | tuple[int, ...]
     offset_s: audio.Real = 0.0
     group: str = ""
+    within: tuple[float, float] | None = None
 
     def __post_init__(self):
         if not self.group:
@@ -271,8 +275,9 @@ def batches(
         try:
             offset_s = clip.offset_s
             if at is not None:
-                free_s = audio.duration(clip.path) - front_end.clip_s
-                offset_s = at * max(0, free_s)
+                first_s, end_s = clip.within or (0.0, math.inf)
+                end_s = min(end_s, audio.duration(clip.path))
+                offset_s = first_s + at * max(0, end_s - front_end.clip_s - first_s)
             waveform = audio.load_clip(clip.path, front_end, offset_s)
         except audio.AudioError as error:
             skip_log.add(error)

@@ -56,14 +56,13 @@ def cross_entropy(
 
     Args:
       logits: the network's.
-      target: from `targets`: one 1 a row for "softmax", any number for "sigmoid".
+      target: from `targets`: one 1 a row for "softmax", or a distribution; any number
+        for "sigmoid".
       valid: which examples count.
       activation: "sigmoid" for the mean over classes of binary cross entropies.
     """
     if activation == "softmax":
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            logits, jnp.argmax(target, axis=1)
-        )
+        losses = optax.softmax_cross_entropy(logits, target)
     else:
         losses = optax.sigmoid_binary_cross_entropy(logits, target).mean(axis=1)
     return jnp.sum(jnp.where(valid, losses, 0.0)) / jnp.maximum(1, jnp.sum(valid))

@@ -12,16 +12,31 @@ import dataclasses
 import json
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from apex_jax import audio, cache, data, disentangle, explain, hosts, progress
+from apex_jax import (
+    audio,
+    cache,
+    data,
+    disentangle,
+    explain,
+    hosts,
+    logbook,
+    progress,
+    resume,
+    train,
+)
 from apex_jax import classifier as classifier_lib
 
+Network = TypeVar("Network")
+
 INDENT = 13  # of what stands beside a label
+TRAINING = "-training"  # the folder beside a network that tells of its training
+FINISHED = "finished.json"
 BANK_HEADER = (
     "channel",
     "sign",
@@ -50,7 +65,7 @@ def check_least(config: Any, **least: int) -> None:
             raise ValueError(f"--{flag} must be at least {smallest}; got {value}")
 
 
-def claim(output: Path, config: Any, **more: Any) -> None:
+def claim(output: Path, config: Any, **more: Any) -> bool:
     """Writes `config.json`; refuses a folder with a finished run of other settings.
 
     Args:
@@ -59,23 +74,29 @@ def claim(output: Path, config: Any, **more: Any) -> None:
         run be replaced.
       **more: what else `config.json` is to say.
 
+    Returns:
+      Whether a run of the same settings was here before: what it finished will do.
+
     Raises:
       ValueError: the folder holds a finished run of other settings.
     """
+    known = hosts.collect(same(output, config, **more))[0]
 
     def decide() -> None:
         output.mkdir(parents=True, exist_ok=True)
-        known = same(output, config, **more)
         if (output / "results.json").exists() and not (known or config.overwrite):
             raise ValueError(
                 f"{output} holds a finished run of other settings; name another "
                 "folder, or --overwrite it"
             )
-        for stale in ("results.json", "training.json"):
-            (output / stale).unlink(missing_ok=True)
+        (output / "results.json").unlink(missing_ok=True)
+        if not known:
+            for stale in output.glob(f"*{TRAINING}"):
+                shutil.rmtree(stale)
         write_json(output / "config.json", {**plain(config), **more})
 
     hosts.agree(decide)
+    return known
 
 
 def same(output: Path, config: Any, **more: Any) -> bool:
@@ -83,6 +104,51 @@ def same(output: Path, config: Any, **more: Any) -> bool:
     before = read_json(output / "config.json")
     either = {"overwrite": None, "hosts": None}  # what changes no result
     return {**(before or {}), **either} == {**plain(config), **more, **either}
+
+
+def trained(
+    folder: Path,
+    fit: Callable[..., tuple[Network, list[train.Epoch]]],
+    *,
+    load: Callable[[Path], tuple[Network, Any]],
+    save: Callable[[Path, Network], Any],
+    clips: Sequence[Sequence[data.Clip]],
+    label: str,
+    total: int,
+) -> tuple[Network, list[train.Epoch]]:
+    """A network that an earlier run of the same settings kept, or one trained now.
+
+    Its logbook, and its state while it is trained, lie beside `folder`, in
+    `FOLDER-training`; `claim` removes them where other settings made them.
+
+    Args:
+      folder: where the network is kept.
+      fit: trains it; takes on_epoch, on_progress and state_dir.
+      load: reads it from `folder`.
+      save: writes it there.
+      clips: all that it is trained and validated on.
+      label: of the bar.
+      total: clips that all epochs come to.
+    """
+    beside = folder.with_name(folder.name + TRAINING)
+    finished = {"clips": resume.digest([cache.listing(part) for part in clips])}
+    done = read_json(beside / FINISHED) == finished and folder.exists()
+    if hosts.collect(done)[0]:
+        say(f"trained before: {folder}")
+        return load(folder)[0], logbook.read(beside)
+    with (
+        logbook.writing(beside) as on_epoch,
+        progress.bar(label, total, "clip") as on_progress,
+    ):
+        network, epochs = fit(
+            on_epoch=on_epoch, on_progress=on_progress, state_dir=beside / "state"
+        )
+    save(folder, network)
+    write_json(beside / FINISHED, finished)
+    hosts.barrier("training kept")
+    if hosts.is_primary():
+        shutil.rmtree(beside / "state", ignore_errors=True)
+    return network, epochs
 
 
 def features(

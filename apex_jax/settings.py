@@ -172,6 +172,96 @@ class Wanted:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What is done to training clips before the network sees them; by default nothing.
+
+    A number without a unit is the probability, of each clip, that it happens. The
+    order is the attributes'. What is added is so many dB below what is there.
+
+    Attributes:
+      roll: turned in time, what leaves at the end comes in at the beginning.
+      mix: other clips of the batch are added, and their classes.
+      mixes: so many at most.
+      mix_snr_db: range of how far below they are.
+      background: a stretch of a background recording is added, where there are any.
+      background_snr_db: range.
+      noise: coloured noise is added.
+      noise_snr_db: range.
+      noise_exponent: range; power falls as frequency to this, 0 white, 1 pink.
+      gain: louder or softer.
+      gain_db: range.
+      no_call: background in the clip's place, and no class; needs classes that are
+        each there or not.
+      freq_mask: a band of the power spectrogram is set to zero.
+      freq_mask_hz: its greatest width.
+      time_mask: a stretch of it is.
+      time_mask_s: its greatest length.
+    """
+
+    roll: float = 0.0
+    mix: float = 0.0
+    mixes: int = 2
+    mix_snr_db: tuple[float, float] = (3.0, 30.0)
+    background: float = 0.0
+    background_snr_db: tuple[float, float] = (3.0, 30.0)
+    noise: float = 0.0
+    noise_snr_db: tuple[float, float] = (3.0, 30.0)
+    noise_exponent: tuple[float, float] = (-2.0, 2.0)
+    gain: float = 0.0
+    gain_db: tuple[float, float] = (-18.0, 6.0)
+    no_call: float = 0.0
+    freq_mask: float = 0.0
+    freq_mask_hz: float = 1562.5
+    time_mask: float = 0.0
+    time_mask_s: float = 0.8
+
+    @classmethod
+    def birdset(cls) -> Augmentation:
+        """AudioProtoPNet's for BirdSet, masks of up to 100 bins and 100 frames."""
+        return cls(
+            mix=0.8,
+            background=0.5,
+            noise=0.2,
+            gain=0.2,
+            no_call=0.075,
+            freq_mask=0.5,
+            time_mask=0.3,
+        )
+
+    @property
+    def off(self) -> bool:
+        """Whether clips stay as they are."""
+        chances = ("roll", "mix", "background", "noise", "gain", "no_call")
+        return not any(
+            getattr(self, name) for name in (*chances, "freq_mask", "time_mask")
+        )
+
+    @property
+    def needs_background(self) -> bool:
+        """Whether background recordings are asked for."""
+        return bool(self.background or self.no_call)
+
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot work."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, tuple):
+                if not -math.inf < value[0] <= value[1] < math.inf:
+                    raise ValueError(
+                        f"augment.{field.name} must be a range, lowest first; {value}"
+                    )
+            elif field.name in ("freq_mask_hz", "time_mask_s", "mixes"):
+                if not value > 0:
+                    raise ValueError(
+                        f"augment.{field.name} must be positive; got {value}"
+                    )
+            elif not 0 <= value <= 1:
+                raise ValueError(
+                    f"augment.{field.name} is a probability, 0 to 1; got {value}"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
     """AdamW with a linear warm-up and a cosine to zero.
 
@@ -184,6 +274,11 @@ class Training:
       warmup: share of the steps over which the rate grows.
       clip_norm: largest norm of a gradient.
       random_crop: a random stretch of each file instead of its beginning.
+      patience: epochs without a lower validation loss after which training ends;
+        by default it goes on to the end.
+      matmul_dtype: of the network's products while it is trained; weights and sums
+        stay float32. bfloat16 is faster on accelerators and most new processors.
+      augment: what is done to the clips.
     """
 
     epochs: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
@@ -193,13 +288,14 @@ class Training:
     warmup: float = 0.1
     clip_norm: float = 1.0
     random_crop: bool = True
+    patience: Annotated[int | None, _OPEN] = None
+    matmul_dtype: MatmulDtype = "float32"
+    augment: Augmentation = Augmentation()
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot work."""
-        for name in ("epochs", "batch_size", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:  # NaN included
-                raise ValueError(f"{name} must be positive; got {value}")
+        _check_positive(self, "epochs", "batch_size", "learning_rate", "patience")
+        self.augment.check()
 
     def num_epochs(self, steps_per_epoch: int) -> int:
         """Passes over the clips when one takes `steps_per_epoch` steps."""
@@ -215,9 +311,20 @@ class Training:
             optax.adamw(rate, weight_decay=self.weight_decay, mask=_is_kernel),
         )
 
+    def rate(self, step: int, num_steps: int) -> float:
+        """The learning rate at a step, from 0, of a run of `num_steps`."""
+        return float(_rate(self.learning_rate, self.warmup, num_steps)(step))
+
     def rate_in_words(self) -> str:
         """The setting to lower where training diverges."""
         return f"learning_rate, now {self.learning_rate:g}"
+
+
+def _check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value > 0:  # NaN included
+            raise ValueError(f"{name} must be positive; got {value}")
 
 
 def _num_epochs(asked: int | None, least: int, steps_per_epoch: int) -> int:
@@ -264,6 +371,11 @@ class PrototypeTraining:
       warmup: share of the steps over which rates grow.
       clip_norm: largest norm of a gradient.
       random_crop: a random stretch of each file instead of its beginning.
+      patience: epochs without a lower validation loss after which training ends;
+        by default it goes on to the end.
+      matmul_dtype: of the network's products while it is trained; weights and sums
+        stay float32. bfloat16 is faster on accelerators and most new processors.
+      augment: what is done to the clips.
     """
 
     epochs: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
@@ -276,13 +388,16 @@ class PrototypeTraining:
     warmup: float = 0.05
     clip_norm: float = 0.5
     random_crop: bool = True
+    patience: Annotated[int | None, _OPEN] = None
+    matmul_dtype: MatmulDtype = "float32"
+    augment: Augmentation = Augmentation()
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot work."""
-        for name in ("epochs", "batch_size", "prototype_rate", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:  # NaN included
-                raise ValueError(f"{name} must be positive; got {value}")
+        _check_positive(
+            self, "epochs", "batch_size", "prototype_rate", "learning_rate", "patience"
+        )
+        self.augment.check()
         if not self.backbone_rate >= 0:
             raise ValueError(
                 f"backbone_rate must not be negative; got {self.backbone_rate}"
@@ -320,6 +435,10 @@ class PrototypeTraining:
                 lambda params: jax.tree_util.tree_map_with_path(part, params),
             ),
         )
+
+    def rate(self, step: int, num_steps: int) -> float:
+        """The prototypes' learning rate at a step, from 0, of a run of `num_steps`."""
+        return float(_rate(self.prototype_rate, self.warmup, num_steps)(step))
 
     def rate_in_words(self) -> str:
         """The setting to lower where training diverges."""

@@ -59,14 +59,32 @@ def spectrogram(
     Raises:
       ValueError: the clips are not `front_end.num_samples` long.
     """
+    return decibel(front_end, power(front_end, waveform))
+
+
+def power(
+    front_end: frontend.FrontEnd, waveform: Float[Array | np.ndarray, "batch sample"]
+) -> Float[Array, "batch time bin"]:
+    """Squared magnitudes of the Fourier transform of each frame.
+
+    Args:
+      front_end: the settings, static under `jax.jit`.
+      waveform: `[batch, num_samples]`, full scale 1.
+
+    Returns:
+      `[batch, num_frames, 1 + n_fft // 2]`, float32.
+
+    Raises:
+      ValueError: the clips are not `front_end.num_samples` long.
+    """
     if waveform.shape[1] != front_end.num_samples:
         raise ValueError(
             f"spectrogram: waveform has {waveform.shape[1]} samples a clip; "
             f"clip_s={front_end.clip_s} at {front_end.sample_rate} Hz is "
             f"{front_end.num_samples}, see `fit_length`"
         )
+    window, _ = _tables(front_end)
     n_fft, hop = front_end.n_fft, front_end.hop_length
-    window, filters = _tables(front_end)
     ends = ((0, 0), (n_fft // 2, n_fft // 2))
     padded = jnp.pad(jnp.asarray(waveform, jnp.float32), ends, mode=front_end.pad_mode)
     # A frame is `n_fft` samples of `pieces` consecutive hops: shifted slices of one
@@ -81,7 +99,14 @@ def spectrogram(
     )
     frames = frames.reshape(*frames.shape[:2], -1)[:, :, :n_fft]
     spectrum = jnp.fft.rfft(frames * window[None, None, :])
-    value = spectrum.real**2 + spectrum.imag**2
+    return spectrum.real**2 + spectrum.imag**2
+
+
+def decibel(
+    front_end: frontend.FrontEnd, value: Float[Array, "batch time bin"]
+) -> Float[Array, "batch freq time"]:
+    """What `power` gives as a normalised (mel) spectrogram in dB, see `spectrogram`."""
+    _, filters = _tables(front_end)
     if front_end.power != 2:
         value = value ** (front_end.power / 2)
     if filters is None:
@@ -90,10 +115,10 @@ def spectrogram(
         value = jnp.einsum(
             "mf,btf->bmt", filters, value, precision=jax.lax.Precision.HIGHEST
         )
-    decibel = 20 / front_end.power * jnp.log10(jnp.maximum(value, front_end.amin))
+    level = 20 / front_end.power * jnp.log10(jnp.maximum(value, front_end.amin))
     if front_end.top_db is not None:
-        decibel = jnp.maximum(decibel, _maximum(front_end, decibel) - front_end.top_db)
-    return (decibel - front_end.mean) / front_end.std
+        level = jnp.maximum(level, _maximum(front_end, level) - front_end.top_db)
+    return (level - front_end.mean) / front_end.std
 
 
 def silence_level(

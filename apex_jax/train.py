@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -20,15 +22,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from apex_jax import audio, cache, data, objective, progress, settings
+from apex_jax import (
+    audio,
+    augment,
+    cache,
+    data,
+    objective,
+    progress,
+    resume,
+    settings,
+    spectrogram,
+)
 from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 
 Config = settings.Training
 Trained = TypeVar("Trained")
+
+# After so many steps within an epoch it is asked whether the state is to be saved.
+_STEPS = 500
+
+NO_AUGMENTATION = settings.Augmentation()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,12 +59,14 @@ class Epoch:
       validation_accuracy: share of the clips with a class whose most likely class is
         one of theirs (where clips have several, BirdSet's top-1 accuracy); None
         without such clips.
+      learning_rate: in its last step.
     """
 
     epoch: int
     train_loss: float
     validation_loss: float
     validation_accuracy: float | None
+    learning_rate: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,11 +94,13 @@ class Task:
 
 @functools.cache
 def classification(
-    class_names: tuple[str, ...], activation: classifier_lib.Activation
+    class_names: tuple[str, ...],
+    activation: classifier_lib.Activation,
+    matmul_dtype: settings.MatmulDtype = "float32",
 ) -> Task:
     """Learning all of a ConvNeXt by cross entropy."""
     return Task(
-        forward=lambda model, _, spectrogram: model(spectrogram),
+        forward=lambda model, _, pixels: convnext.rounded(model, matmul_dtype)(pixels),
         loss=functools.partial(objective.cross_entropy, activation=activation),
         as_classifier=lambda model, _: convnext.as_classifier(
             model, class_names, activation
@@ -90,32 +111,66 @@ def classification(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("task", "optimiser", "front_end", "mesh"),
+    static_argnames=("task", "optimiser", "augmentation", "front_end", "mesh"),
     donate_argnames=("trained", "state"),
 )
 def step(
     trained: Trained,
     state: optax.OptState,
+    key: Key[Array, ""],
     waveform: Float[Array, "batch sample"],
     target: Float[Array, "batch classes"],
     valid: Bool[Array, " batch"],
+    place: Int[Array, " batch"],
+    background: Float[Array, "batch sample"] | None = None,
+    has_background: Bool[Array, " batch"] | None = None,
     *,
     fixed: Any = None,
     task: Task,
     optimiser: optax.GradientTransformation,
+    augmentation: settings.Augmentation = NO_AUGMENTATION,
     front_end: audio.FrontEnd,
     mesh: Mesh,
 ) -> tuple[Trained, optax.OptState, jax.Array]:
-    """One step on a batch spread over the mesh; `trained` and `state` are donated."""
+    """One step on a batch spread over the mesh; `trained` and `state` are donated.
 
-    def on_device(_, waveform):
-        return audio.spectrogram(front_end, waveform)
+    Args:
+      trained: the part that is trained.
+      state: the optimiser's.
+      key: of what the augmentation draws in this step.
+      waveform: `[batch, sample]`.
+      target: `[batch, classes]`.
+      valid: which clips count.
+      place: of each clip in the batch.
+      background: recordings for the augmentation.
+      has_background: which of them could be read.
+      fixed: the part that stays.
+      task: what is learned.
+      optimiser: its updates.
+      augmentation: what is done to the clips.
+      front_end: settings of the spectrogram.
+      mesh: devices.
+    """
+    mix_key, clip_key = jax.random.split(key)
+    if not augmentation.off:
+        waveform, target = augment.mixed(
+            mix_key, augmentation, waveform, target, valid, task.activation
+        )
 
-    together = front_end.couples_clips
-    spectrogram = mesh_lib.map_clips(on_device, mesh, together=together)(None, waveform)
+    def on_device(key, spread):
+        if augmentation.off:
+            here = spread[0]
+            return audio.spectrogram(front_end, here), jnp.ones(len(here), bool)
+        power, kept = augment.power(key, augmentation, front_end, *spread)
+        return spectrogram.decibel(front_end, power), kept
+
+    pixels, kept = mesh_lib.map_clips(
+        on_device, mesh, together=front_end.couples_clips
+    )(clip_key, (waveform, place, background, has_background))
+    target = target * kept[:, None]
 
     def loss_of(trained):
-        logits = task.forward(trained, fixed, spectrogram)
+        logits = task.forward(trained, fixed, pixels)
         return task.loss(logits, target, valid) + task.penalty(trained)
 
     loss, gradient = jax.value_and_grad(loss_of)(trained)
@@ -137,6 +192,8 @@ def fit(
     skip_log: data.SkipLog | None = None,
     on_progress: progress.OnProgress = progress.silent,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    background: Sequence[data.Clip] = (),
+    state_dir: Path | None = None,
 ) -> tuple[convnext.ConvNeXt, list[Epoch]]:
     """Trains a ConvNeXt on `clips` and returns the best epoch on `validation`.
 
@@ -152,7 +209,10 @@ def fit(
       mesh: devices; None for all.
       skip_log: notes clips that cannot be read; None raises at the first.
       on_progress: told how many training clips are done.
-      on_epoch: called after each epoch.
+      on_epoch: called after each epoch, and for those of an interrupted training.
+      background: recordings for the augmentation; their classes do not matter.
+      state_dir: a folder for the state, kept about once a minute; if there is one of
+        the same training, it goes on from there to the same result. None keeps none.
 
     Returns:
       The network of the epoch with the lowest validation loss, and all epochs.
@@ -161,19 +221,22 @@ def fit(
       ValueError: no clips, labels that do not fit, a setting that cannot work, or a
         loss that is no longer finite.
     """
+    config = Config() if config is None else config
     return run(
-        classification(tuple(class_names), activation),
+        classification(tuple(class_names), activation, config.matmul_dtype),
         model,
         clips,
         validation,
         front_end,
         num_classes=len(class_names),
         seed=seed,
-        config=Config() if config is None else config,
+        config=config,
         mesh=mesh,
         skip_log=skip_log,
         on_progress=on_progress,
         on_epoch=on_epoch,
+        background=background,
+        state_dir=state_dir,
     )
 
 
@@ -192,6 +255,8 @@ def run(
     skip_log: data.SkipLog | None = None,
     on_progress: progress.OnProgress = progress.silent,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    background: Sequence[data.Clip] = (),
+    state_dir: Path | None = None,
 ) -> tuple[Trained, list[Epoch]]:
     """Trains part of a network and returns it as of the best epoch on `validation`.
 
@@ -208,7 +273,10 @@ def run(
       mesh: devices; None for all.
       skip_log: notes clips that cannot be read; None raises at the first.
       on_progress: told how many training clips are done.
-      on_epoch: called after each epoch.
+      on_epoch: called after each epoch, and for those of an interrupted training.
+      background: recordings for the augmentation; their classes do not matter.
+      state_dir: a folder for the state, kept about once a minute; if there is one of
+        the same training, it goes on from there to the same result. None keeps none.
 
     Returns:
       The trained part as of the epoch with the lowest validation loss, and all epochs.
@@ -225,81 +293,196 @@ def run(
             f"{len(clips)} and {len(validation)}"
         )
     objective.check_labels((*clips, *validation), num_classes, task.activation)
+    _check_augmentation(config.augment, task, background)
     front_end.check_devices(mesh.size)
     batch_size = mesh_lib.round_up(config.batch_size, mesh)
     steps_per_epoch = math.ceil(len(clips) / batch_size)
     num_epochs = config.num_epochs(steps_per_epoch)
-    optimiser = config.optimiser(num_epochs * steps_per_epoch)
-    # A copy: the steps below give their input's memory away.
-    trained = mesh_lib.replicate(jax.tree.map(jnp.copy, trained), mesh)
-    fixed = mesh_lib.replicate(fixed, mesh)
-    state = mesh_lib.replicate(optimiser.init(trained), mesh)
+    num_steps = num_epochs * steps_per_epoch
+    optimiser = config.optimiser(num_steps)
+    saver = resume.Saver(
+        state_dir,
+        lambda: {
+            "settings": resume.digest(config, seed, front_end, num_classes, mesh.size),
+            "weights": resume.digest(trained, fixed),
+            "clips": resume.digest(*clips, "", *validation, "", *background),
+        },
+    )
+    state = optimiser.init(trained)
+    done, epochs, losses, best = 0, [], [], trained
+    if found := saver.load((trained, state, best)):
+        done, (trained, state, best), told = found
+        epochs = [Epoch(**one) for one in told["epochs"]]
+        losses = list(told["losses"])
+        for path, reason in told["skipped"]:
+            skip_log.add(audio.AudioError(path, reason))
+        on_progress(_clips_done(done, steps_per_epoch, batch_size, len(clips)))
+        for epoch in epochs:
+            on_epoch(epoch)
+    # Copies: the steps below give their input's memory away.
+    trained, state, best, fixed = (
+        mesh_lib.replicate(jax.tree.map(jnp.copy, tree), mesh)
+        for tree in (trained, state, best, fixed)
+    )
     target = objective.targets(clips, num_classes)
-
-    epochs: list[Epoch] = []
-    best, best_loss = trained, math.inf
-    losses: list[jax.Array] = []
+    key = jax.random.key(seed)
+    # A process reads what its own devices work on.
+    part = jax.process_index(), jax.process_count()
+    place = np.array_split(np.arange(batch_size, dtype=np.int32), part[1])[part[0]]
+    reading: dict[str, Any] = {
+        "batch_size": batch_size,
+        "skip_log": skip_log,
+        "part": part,
+        "start": done,
+    }
     stream = data.batches(
         clips,
         front_end,
-        batch_size=batch_size,
-        skip_log=skip_log,
         seed=seed,
         random_crop=config.random_crop,
         num_epochs=num_epochs,
-        # A process reads what its own devices work on.
-        part=(jax.process_index(), jax.process_count()),
+        **reading,
     )
-    for number, batch in enumerate(stream, start=1):
+    behind = _backgrounds(config.augment, background, front_end, seed, reading)
+    if _has_ended(epochs, config.patience, num_epochs):
+        stream = iter(())
+    for number, (batch, other) in enumerate(
+        zip(stream, behind, strict=False), start=done + 1
+    ):
         arrays = {
             "waveform": batch["waveform"],
             "target": target[batch["index"]],  # of padding the last: it is not valid
             "valid": batch["valid"],
+            "place": place,
+            **other,
         }
         trained, state, loss = step(
             trained,
             state,
+            jax.random.fold_in(key, number),
             **mesh_lib.shard_own(arrays, mesh),
             fixed=fixed,
             task=task,
             optimiser=optimiser,
+            augmentation=config.augment,
             front_end=front_end,
             mesh=mesh,
         )
         losses.append(loss)
-        place = number % steps_per_epoch
         on_progress(
-            batch_size if place else len(clips) - batch_size * (steps_per_epoch - 1)
+            _clips_done(number, steps_per_epoch, batch_size, len(clips))
+            - _clips_done(number - 1, steps_per_epoch, batch_size, len(clips))
         )
-        if place:
+        if number % steps_per_epoch == 0:
+            report = _validate(
+                task,
+                task.as_classifier(trained, fixed),
+                validation,
+                front_end,
+                epoch=len(epochs) + 1,
+                train_loss=float(np.mean([float(loss) for loss in losses])),
+                learning_rate=config.rate(number - 1, num_steps),
+                num_classes=num_classes,
+                batch_size=batch_size,
+                mesh=mesh,
+                skip_log=skip_log,
+            )
+            losses = []
+            if report.validation_loss < min(
+                (epoch.validation_loss for epoch in epochs), default=math.inf
+            ):
+                best = jax.tree.map(jnp.copy, trained)
+            epochs.append(report)
+            on_epoch(report)
+            _check_finite(report, config)
+            if _has_ended(epochs, config.patience, num_epochs):
+                break
+        elif number % _STEPS:
             continue
-        report = _validate(
-            task,
-            task.as_classifier(trained, fixed),
-            validation,
-            front_end,
-            epoch=len(epochs) + 1,
-            train_loss=float(np.mean([float(loss) for loss in losses])),
-            num_classes=num_classes,
-            batch_size=batch_size,
-            mesh=mesh,
-            skip_log=skip_log,
-        )
-        losses = []
-        epochs.append(report)
-        on_epoch(report)
-        for name in ("train", "validation"):
-            loss = getattr(report, f"{name}_loss")
-            if not math.isfinite(loss):
-                raise ValueError(
-                    f"the {name} loss is {loss} in epoch {report.epoch}: "
-                    f"lower {config.rate_in_words()}"
-                )
-        if report.validation_loss < best_loss:
-            best = jax.tree.map(jnp.copy, trained)
-            best_loss = report.validation_loss
+        if saver.due():
+            losses = [float(loss) for loss in losses]
+            told = {
+                "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
+                "losses": losses,
+                "skipped": skip_log.entries(),
+            }
+            saver.save(number, (trained, state, best), told)
     skip_log.share()
     return mesh_lib.to_host(best), epochs
+
+
+def clips_in_all(config: settings.AnyTraining, count: int, mesh: Mesh) -> int:
+    """Clips that all epochs of a training on `count` clips come to."""
+    batch_size = mesh_lib.round_up(config.batch_size, mesh)
+    return count * config.num_epochs(-(-count // batch_size))
+
+
+def _check_augmentation(
+    config: settings.Augmentation, task: Task, background: Sequence[data.Clip]
+) -> None:
+    """Raises for what these clips or this task cannot have."""
+    if config.needs_background and not background:
+        raise ValueError(
+            "augment.background and augment.no_call need background recordings; "
+            "none were given"
+        )
+    if config.no_call and task.activation != "sigmoid":
+        raise ValueError(
+            "augment.no_call leaves clips without a class, which activation 'softmax' "
+            "cannot have"
+        )
+
+
+def _check_finite(report: Epoch, config: settings.AnyTraining) -> None:
+    for name in ("train", "validation"):
+        loss = getattr(report, f"{name}_loss")
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the {name} loss is {loss} in epoch {report.epoch}: "
+                f"lower {config.rate_in_words()}"
+            )
+
+
+def _clips_done(steps: int, steps_per_epoch: int, batch_size: int, clips: int) -> int:
+    """Clips that so many steps have seen; an epoch's last batch may be smaller."""
+    epochs, further = divmod(steps, steps_per_epoch)
+    return epochs * clips + further * batch_size
+
+
+def _has_ended(epochs: Sequence[Epoch], patience: int | None, num_epochs: int) -> bool:
+    """Whether all epochs are done, or `patience` ones without a lower loss."""
+    losses = [epoch.validation_loss for epoch in epochs]
+    if patience is not None and len(losses) - 1 - np.argmin([*losses, math.inf]) >= (
+        patience
+    ):
+        return True
+    return len(epochs) >= num_epochs
+
+
+def _backgrounds(
+    config: settings.Augmentation,
+    clips: Sequence[data.Clip],
+    front_end: audio.FrontEnd,
+    seed: int,
+    reading: dict[str, Any],
+) -> Iterator[dict[str, np.ndarray]]:
+    """For each batch as many stretches of background recordings, without end."""
+    if not config.needs_background:
+        return itertools.repeat({})
+    # As often as fills a batch.
+    often = -(-reading["batch_size"] // len(clips))
+    stream = data.batches(
+        [*clips] * often,
+        front_end,
+        seed=(seed + 1) % 2**32,
+        random_crop=True,
+        num_epochs=None,
+        **reading,
+    )
+    return (
+        {"background": batch["waveform"], "has_background": batch["valid"]}
+        for batch in stream
+    )
 
 
 def _validate(
@@ -310,6 +493,7 @@ def _validate(
     *,
     epoch: int,
     train_loss: float,
+    learning_rate: float,
     num_classes: int,
     batch_size: int,
     mesh: Mesh,
@@ -334,4 +518,5 @@ def _validate(
         train_loss=train_loss,
         validation_loss=float(loss),
         validation_accuracy=float(hit[labelled].mean()) if labelled.any() else None,
+        learning_rate=learning_rate,
     )

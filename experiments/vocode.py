@@ -206,7 +206,7 @@ def by_speaker(
 
 
 def write_splits(path: Path, splits: Mapping[str, tuple[str, str]]) -> None:
-    """A CSV of sentence, split and speaker, as `experiments.wavefake.corpus` reads it."""
+    """A CSV of sentence, split and speaker, as `wavefake.corpus` reads it."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("sentence", "split", "speaker"))

@@ -329,7 +329,9 @@ def test_the_gradient_is_that_of_the_formula(clips):
     moved, _, loss = train.step(
         jax.tree.map(jnp.copy, model.head),
         optax.sgd(1.0).init(model.head),
+        jax.random.key(0),
         *(jnp.asarray(a) for a in (waveform, target, np.ones(8, bool))),
+        jnp.arange(8),
         fixed=model.backbone,
         task=task,
         optimiser=optax.sgd(1.0),

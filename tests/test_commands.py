@@ -26,6 +26,7 @@ from apex_jax import (
     data,
     dataset,
     explain,
+    logbook,
     train,
 )
 from apex_jax.commands import explain as explain_command
@@ -134,7 +135,10 @@ def test_train(root, trained):
     config = json.loads((trained / "config.json").read_text())
     assert config["data"] == str(root / "sounds")
     assert config["split"] == {"validation": 0.2, "test": 0.2, "seed": SEED}
-    assert len(json.loads((trained / "training.json").read_text())) == 12
+    log = trained / "classifier-training"
+    assert [epoch.epoch for epoch in logbook.read(log)] == list(range(1, 13))
+    assert list(log.glob("events.out.tfevents.*"))
+    assert not (log / "state").exists()
     assert "broken.wav" in (trained / "skipped.csv").read_text()
 
 
@@ -171,7 +175,7 @@ def test_clips_with_offsets_are_not_cropped_at_random(root, capsys, monkeypatch)
     def fit(model, clips, *_, config, **__):
         seen.append(config.random_crop)
         return model, [train.Epoch(epoch=1, train_loss=1.0, validation_loss=1.0,
-                                   validation_accuracy=1.0)]  # fmt: skip
+                                   validation_accuracy=1.0, learning_rate=0.1)]  # fmt: skip
 
     monkeypatch.setattr(train, "fit", fit)
     rows = [f"{name}/{name}{n}.wav,{name},0.{n % 2}\n"

@@ -123,8 +123,8 @@ def test_files(first):
     assert config["front_end"]["n_mels"] == 24
     assert config["optimise"]["prototypes_end"] == NUM_PROTOTYPES
     assert config["output_dir"] == str(output)
-    epochs = json.loads((output / "training.json").read_text())
-    assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3]
+    lines = (output / "classifier-training" / "epochs.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
     assert (output / "skipped.csv").read_text().split() == ["path,reason"]
     figures = sorted((output / "explanations").glob("*.png"))
     assert [figure.stem for figure in figures] == ["0003_real"]

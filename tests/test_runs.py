@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 import test_cache
 
-from apex_jax import audio, bank, cache, data, disentangle, explain, progress, runs
+from apex_jax import (
+    audio,
+    bank,
+    cache,
+    data,
+    disentangle,
+    explain,
+    progress,
+    runs,
+    train,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +42,7 @@ def test_a_folder_is_claimed_once(tmp_path):
     }
     # Not finished: other settings may go on.
     runs.claim(run, Config(number=4), split={"seed": 0})
-    for name in ("results.json", "training.json", "bank.csv"):
+    for name in ("results.json", "bank.csv"):
         (run / name).write_text("{}")
     for other in (
         lambda: runs.claim(run, Config(number=5), split={"seed": 0}),
@@ -282,3 +292,50 @@ def test_the_bank_keeps_names_that_are_no_text(tmp_path):
     clips = [data.Clip(path=os.fsdecode(b"bad\xff.wav"), label=0)] * 2
     runs.write_bank(tmp_path / "bank.csv", explainer_of(clips=clips))
     assert b"positive,1,bad\xff.wav,0.000" in (tmp_path / "bank.csv").read_bytes()
+
+
+def test_a_network_is_trained_once(tmp_path):
+    """Unless its clips change, or other settings claim the folder."""
+    sound = tmp_path / "a.wav"
+    sound.write_bytes(b"1")
+    clips = [data.Clip(path=sound, label=0)]
+    kept, trainings = tmp_path / "run" / "network", []
+    config = Config(number=4)
+
+    only = train.Epoch(
+        epoch=1,
+        train_loss=0.5,
+        validation_loss=0.25,
+        validation_accuracy=None,
+        learning_rate=1e-3,
+    )
+
+    def fit(*, on_epoch, on_progress, state_dir):
+        trainings.append(state_dir)
+        state_dir.mkdir()
+        on_epoch(only)
+        return "network", [only]
+
+    def run():
+        return runs.trained(
+            kept,
+            fit,
+            load=lambda path: (path.read_text(), {}),
+            save=lambda path, network: path.write_text(network),
+            clips=(clips, clips),
+            label="train",
+            total=1,
+        )
+
+    assert not runs.claim(tmp_path / "run", config)
+    assert run() == ("network", [only])
+    assert not trainings[0].exists()
+    assert runs.claim(tmp_path / "run", config)
+    assert run() == ("network", [only])
+    assert len(trainings) == 1
+    sound.write_bytes(b"22")
+    run()
+    assert len(trainings) == 2
+    assert not runs.claim(tmp_path / "run", Config(number=5))
+    run()
+    assert len(trainings) == 3

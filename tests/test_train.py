@@ -124,7 +124,9 @@ def step(model, waveform, label, valid):
     moved, _, loss = train.step(
         model,
         state,
+        jax.random.key(0),
         *(jnp.asarray(a) for a in (waveform, target, valid)),
+        jnp.arange(len(valid)),
         task=train.classification(NAMES, "softmax"),
         optimiser=descent(),
         front_end=FRONT_END,
@@ -257,7 +259,7 @@ def scripted(monkeypatch, losses, train_loss=1.0):
     """Replaces a step by adding 1 to every weight, and validation by `losses`."""
     left = iter(losses)
 
-    def step(model, state, *, waveform, target, valid, **_):
+    def step(model, state, key, *, waveform, target, valid, **_):
         return plus_one(model), state, jnp.float32(train_loss)
 
     def validate(task, classifier, clips, front_end, *, epoch, train_loss, **_):
@@ -266,6 +268,7 @@ def scripted(monkeypatch, losses, train_loss=1.0):
             train_loss=train_loss,
             validation_loss=next(left),
             validation_accuracy=0.5,
+            learning_rate=0.0,
         )
 
     monkeypatch.setattr(train, "step", step)
@@ -290,6 +293,139 @@ def test_the_first_of_equal_epochs(model, clips, monkeypatch):
     before = np.asarray(model.head.bias)
     found, _ = fit(model, clips, config={"epochs": 3})
     np.testing.assert_allclose(found.head.bias, before + 6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "ran"),
+    [((3, 2, 2, 2, 1), 2, 4), ((3, 2, 2, 1, 1), 3, 5), ((5, 4, 3, 2, 1), 1, 5)],
+)
+def test_training_ends_when_patience_does(
+    losses, patience, ran, model, clips, monkeypatch
+):
+    scripted(monkeypatch, map(float, losses))
+    _, epochs = fit(model, clips, config={"epochs": 5, "patience": patience})
+    assert [e.validation_loss for e in epochs] == list(losses[:ran])
+
+
+def test_rounded_products_are_learned_in_float32(model, clips):
+    config = {"epochs": 12, "learning_rate": 3e-2, "matmul_dtype": "bfloat16"}
+    best, epochs = fit(model, clips[:15], clips[15:], config=config)
+    assert min(e.validation_loss for e in epochs) < 0.3
+    assert {leaf.dtype for leaf in jax.tree.leaves(best)} == {np.dtype("float32")}
+    _, whole = fit(
+        model, clips[:15], clips[15:], config={**config, "matmul_dtype": "float32"}
+    )
+    first = epochs[0].train_loss, whole[0].train_loss
+    assert first[0] != first[1]
+    assert first[0] == pytest.approx(first[1], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("augment", "activation", "message"),
+    [
+        ({"no_call": 0.1}, "sigmoid", "need background"),
+        ({"mix": 1.5}, "softmax", r"augment\.mix is a probability"),
+        ({"gain_db": (3.0, 1.0)}, "softmax", r"augment\.gain_db must be a range"),
+    ],
+)
+def test_augmentation_that_cannot_be(augment, activation, message, model, clips):
+    config = {"augment": settings.Augmentation(**augment)}
+    with pytest.raises(ValueError, match=message):
+        fit(model, clips, config=config, activation=activation)
+
+
+def test_no_call_asks_for_sigmoid(model, clips):
+    config = {"augment": settings.Augmentation(no_call=0.1)}
+    with pytest.raises(ValueError, match="'softmax' cannot have"):
+        fit(model, clips, config=config, background=clips[:2])
+
+
+# --- going on after an interruption
+
+ALL = settings.Augmentation(
+    roll=0.5, mix=0.5, background=0.5, noise=0.5, gain=0.5, freq_mask=0.5, time_mask=0.5
+)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted_after(steps):
+    """An `on_progress` that ends the training after so many batches."""
+    seen = []
+
+    def on_progress(done):
+        seen.append(done)
+        if len(seen) > steps:
+            raise Interrupted
+
+    return on_progress
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 8])
+def test_an_interrupted_training_goes_on_to_the_same_network(
+    steps, model, clips, tmp_path, monkeypatch
+):
+    """Three batches an epoch: within one, at its end, and after all of them."""
+    monkeypatch.setattr(train, "_STEPS", 1)
+    monkeypatch.setattr(train.resume, "SECONDS", 0)
+    bad = data.Clip(path=tmp_path / "absent.wav", label=1)
+    options = {
+        "config": {"epochs": 3, "augment": ALL},
+        "background": clips[:3],
+        "seed": 4,
+    }
+    seen = (*clips[:18], bad)
+    whole_log, log = data.SkipLog(), data.SkipLog()
+    whole, epochs = fit(model, seen, clips[:4], skip_log=whole_log, **options)
+    state = tmp_path / "state"
+    with pytest.raises(Interrupted):
+        fit(
+            model,
+            seen,
+            clips[:4],
+            skip_log=data.SkipLog(),
+            state_dir=state,
+            on_progress=interrupted_after(steps),
+            **options,
+        )
+    assert [p.name for p in state.iterdir()] == [f"{steps:08d}"]
+    told, progressed = [], []
+    again, more = fit(
+        model,
+        seen,
+        clips[:4],
+        skip_log=log,
+        state_dir=state,
+        on_epoch=told.append,
+        on_progress=progressed.append,
+        **options,
+    )
+    chex.assert_trees_all_equal(again, whole)
+    assert more == epochs == told
+    assert sum(progressed) == 3 * len(seen)
+    assert log.entries() == whole_log.entries()
+
+
+def test_a_state_of_another_training_is_refused(model, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.resume, "SECONDS", 0)
+    fit(model, clips, state_dir=tmp_path)
+    for changes, what in (
+        ({"seed": 7}, "settings"),
+        ({"config": {"learning_rate": 1e-4}}, "settings"),
+        ({"validation": clips[:5]}, "clips"),
+    ):
+        with pytest.raises(ValueError, match=f"with other {what} than asked"):
+            fit(model, clips, state_dir=tmp_path, **changes)
+    other = jax.tree.map(lambda leaf: leaf + 1, model)
+    with pytest.raises(ValueError, match="with other weights than asked"):
+        fit(other, clips, state_dir=tmp_path)
+    # What is finished is not trained again, and ends the same.
+    first, epochs = fit(model, clips)
+    again, more = fit(model, clips, state_dir=tmp_path)
+    assert epochs == more
+    chex.assert_trees_all_equal(again, first)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

@@ -39,8 +39,8 @@ def test_four_schemes_explain_one_classifier(table):
     results, output = table
     assert list(results["aeer"]) == SCHEMES
     assert results["train_on"] == test_flow.TESTED[0]
-    assert (output / "square" / "training.json").exists()
-    assert not (output / "time" / "training.json").exists()
+    assert (output / "square" / "classifier-training").exists()
+    assert not (output / "time" / "classifier-training").exists()
     for scheme in SCHEMES:
         row = json.loads((output / scheme / "results.json").read_text())
         assert row["scheme"] == scheme

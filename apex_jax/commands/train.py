@@ -9,6 +9,7 @@ that is needed to use it, and validation and test clips tell what it is worth.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +54,6 @@ def main(config: options.Train) -> dict[str, Any]:
     with stages("train"):
         model, epochs = _train(config, found, front_end, mesh, skip_log)
     best = min(epochs, key=lambda epoch: epoch.validation_loss)
-    # Kept whatever comes after: training is what takes longest.
-    checkpoint.save_classifier(
-        config.out / "classifier",
-        model,
-        class_names=found.class_names,
-        activation=found.activation,
-        front_end=front_end.to_dict(),
-        overwrite=True,
-    )
-    runs.write_json(
-        config.out / "training.json", [dataclasses.asdict(epoch) for epoch in epochs]
-    )
     with stages("evaluate"):
         scores = {
             name: _scores(name, model, found, clips, front_end, mesh, skip_log)
@@ -162,16 +151,15 @@ def _train(
             "more --front-end.n-mels, or a shorter --front-end.hop-length"
         )
     seed = config.seed
-    # Compiled: one by one, the random draws would each compile by themselves.
-    model = jax.jit(lambda: convnext.ConvNeXt(shape, rngs=nnx.Rngs(seed)))()
-    clips = found.clips.train
-    batch_size = mesh_lib.round_up(config.train.batch_size, mesh)
-    num_epochs = config.train.num_epochs(-(-len(clips) // batch_size))
-    with progress.bar("train", num_epochs * len(clips), "clip") as on_progress:
+    clips = found.clips
+
+    def fit(**options: Any) -> tuple[convnext.ConvNeXt, list[training.Epoch]]:
+        # Compiled: one by one, the random draws would each compile by themselves.
+        model = jax.jit(lambda: convnext.ConvNeXt(shape, rngs=nnx.Rngs(seed)))()
         return training.fit(
             model,
-            clips,
-            found.clips.validation,
+            clips.train,
+            clips.validation,
             front_end,
             class_names=found.class_names,
             activation=found.activation,
@@ -179,8 +167,25 @@ def _train(
             config=config.train,
             mesh=mesh,
             skip_log=skip_log,
-            on_progress=on_progress,
+            **options,
         )
+
+    # Kept whatever comes after: training is what takes longest.
+    return runs.trained(
+        config.out / "classifier",
+        fit,
+        load=checkpoint.load_classifier,
+        save=functools.partial(
+            checkpoint.save_classifier,
+            class_names=found.class_names,
+            activation=found.activation,
+            front_end=front_end.to_dict(),
+            overwrite=True,
+        ),
+        clips=(clips.train, clips.validation),
+        label="train",
+        total=training.clips_in_all(config.train, len(clips.train), mesh),
+    )
 
 
 def _scores(

@@ -292,13 +292,12 @@ def check_class_names(class_names: Sequence[str], num_classes: int) -> None:
         )
 
 
-def with_matmul_dtype(model: ConvNeXt, dtype: str) -> ConvNeXt:
-    """The network with the products of its blocks in another precision.
+def rounded(model: ConvNeXt, dtype: str) -> ConvNeXt:
+    """The network with the factors of its blocks' products in another precision.
 
     In bfloat16 both factors are rounded to eight significant bits, and sums, norms,
-    GELU, the residual stream, the folded norm and the head stay float32. That is what
-    accelerators are made for, and for features only: what it does to logits, purity
-    and regions is in docs/decisions/0021.
+    GELU, the residual stream, the folded norm and the head stay float32. A gradient
+    passes through, to weights in float32.
 
     Args:
       model: a network in float32.
@@ -313,13 +312,33 @@ def with_matmul_dtype(model: ConvNeXt, dtype: str) -> ConvNeXt:
         )
     if dtype == "float32":
         return model
-    # Rounded once, and kept as bits: XLA's loop over the blocks takes its slice of a
-    # bfloat16 array by way of float32 on a CPU, three times as long as the product.
     arrays = {
-        name: jax.lax.bitcast_convert_type(jnp.asarray(array, dtype), jnp.uint16)
-        if name.endswith(_PRODUCTS)
-        else array
+        name: array.astype(dtype) if name.endswith(_PRODUCTS) else array
         for name, array in named_arrays(model).items()
+    }
+    return from_named_arrays(model.config, arrays)
+
+
+def with_matmul_dtype(model: ConvNeXt, dtype: str) -> ConvNeXt:
+    """`rounded`, kept so that it runs fast; for features only, it cannot be trained.
+
+    That is what accelerators are made for; what it does to logits, purity and regions
+    is in docs/decisions/0021.
+
+    Args:
+      model: a network in float32.
+      dtype: "bfloat16" or "float32".
+
+    Raises:
+      ValueError: no such dtype.
+    """
+    # As bits: XLA's loop over the blocks takes its slice of a bfloat16 array by way of
+    # float32 on a CPU, three times as long as the product.
+    arrays = {
+        name: jax.lax.bitcast_convert_type(jnp.asarray(array), jnp.uint16)
+        if array.dtype == jnp.bfloat16
+        else array
+        for name, array in named_arrays(rounded(model, dtype)).items()
     }
     return from_named_arrays(model.config, arrays)
 

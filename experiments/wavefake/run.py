@@ -79,18 +79,7 @@ def main(config: options.Config) -> dict[str, Any]:
         runs.say(_split_message(splits, corpus))
     if model is None:
         with stages("train"):
-            model, epochs = train_classifier(config, splits, front_end, mesh, skip_log)
-        # Kept whatever comes after: training is what takes longest.
-        checkpoint.save_classifier(
-            output / "classifier",
-            model,
-            class_names=wavefake_corpus.CLASS_NAMES,
-            front_end=front_end.to_dict(),
-            overwrite=True,
-        )
-        runs.write_json(
-            output / "training.json", [dataclasses.asdict(e) for e in epochs]
-        )
+            model, _ = train_classifier(config, splits, front_end, mesh, skip_log)
     classifier = convnext.as_classifier(model, wavefake_corpus.CLASS_NAMES)
 
     with stages("features"):
@@ -350,32 +339,45 @@ def train_classifier(
     mesh: jax.sharding.Mesh,
     skip_log: data.SkipLog,
 ) -> tuple[convnext.ConvNeXt, list[train.Epoch]]:
-    """A ConvNeXt trained on these splits, and its epochs."""
+    """A ConvNeXt trained on these splits, kept in the output folder, and its epochs."""
     shape = convnext.ConvNeXtConfig.named(
         config.model,
         num_classes=len(wavefake_corpus.CLASS_NAMES),
         layer_scale_init=LAYER_SCALE,
     )
-    # Compiled: one by one, the random draws would each compile by themselves.
     seed = config.seed
-    model = jax.jit(lambda: convnext.ConvNeXt(shape, rngs=nnx.Rngs(seed)))()
-    batch_size = mesh_lib.round_up(config.train.batch_size, mesh)
-    num_epochs = config.train.num_epochs(-(-len(splits.train) // batch_size))
-    with progress.bar(
-        "train classifier", num_epochs * len(splits.train), "clip"
-    ) as on_progress:
+
+    def fit(**options: Any) -> tuple[convnext.ConvNeXt, list[train.Epoch]]:
+        # Compiled: one by one, the random draws would each compile by themselves.
+        model = jax.jit(lambda: convnext.ConvNeXt(shape, rngs=nnx.Rngs(seed)))()
         return train.fit(
             model,
             splits.train,
             splits.validation,
             front_end,
             class_names=wavefake_corpus.CLASS_NAMES,
-            seed=config.seed,
+            seed=seed,
             config=config.train,
             mesh=mesh,
             skip_log=skip_log,
-            on_progress=on_progress,
+            **options,
         )
+
+    assert config.output_dir is not None  # filled in before
+    return runs.trained(
+        config.output_dir / "classifier",
+        fit,
+        load=checkpoint.load_classifier,
+        save=functools.partial(
+            checkpoint.save_classifier,
+            class_names=wavefake_corpus.CLASS_NAMES,
+            front_end=front_end.to_dict(),
+            overwrite=True,
+        ),
+        clips=(splits.train, splits.validation),
+        label="train classifier",
+        total=train.clips_in_all(config.train, len(splits.train), mesh),
+    )
 
 
 def fit_explainer(

@@ -10,6 +10,7 @@ finished in it is not done again: an interrupted table goes on where it was.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from apex_jax import (
     progress,
     runs,
     schemes,
+    train,
 )
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import audioprotopnet as prototypes
@@ -100,8 +102,8 @@ def _row(
 ) -> dict[str, dict[str, float | None]] | None:
     """EERs of the three methods trained on a vocoder, None where that cannot be."""
     config = dataclasses.replace(config, train_on=vocoder, output_dir=output)
-    done = _done(output, config)
-    if "results.json" in done:
+    finished = (output / "results.json").exists() and runs.same(output, config)
+    if hosts.collect(finished)[0]:
         runs.say(f"finished before, in {output}")
         return runs.read_json(output / "results.json")["eer"]
     stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
@@ -122,33 +124,32 @@ def _row(
     key, _ = jax.random.split(jax.random.key(config.seed))  # as without --table
 
     with stages("train"):
-        if "classifier" not in done:
-            model, epochs = wavefake_run.train_classifier(
-                config, splits, front_end, **common
-            )
-            _save(output / "classifier", checkpoint.save_classifier, model, config)
-            runs.write_json(output / "training.json", _plain(epochs))
-        model, _ = checkpoint.load_classifier(output / "classifier")
+        model, _ = wavefake_run.train_classifier(config, splits, front_end, **common)
     with stages("audioprotopnet"):
-        if "audioprotopnet" not in done:
-            total = _clips_trained_on(config, len(splits.train), mesh)
-            with progress.bar("train prototypes", total, "clip") as on_progress:
-                other, epochs = audioprotopnet.fit(
-                    model,
-                    splits.train,
-                    splits.validation,
-                    front_end,
-                    class_names=names,
-                    seed=config.seed,
-                    config=config.audioprotopnet,
-                    on_progress=on_progress,
-                    **common,
-                )
-            _save(
-                output / "audioprotopnet", checkpoint.save_audioprotopnet, other, config
-            )
-            runs.write_json(output / "training_audioprotopnet.json", _plain(epochs))
-        other, _ = checkpoint.load_audioprotopnet(output / "audioprotopnet")
+        other, _ = runs.trained(
+            output / "audioprotopnet",
+            functools.partial(
+                audioprotopnet.fit,
+                model,
+                splits.train,
+                splits.validation,
+                front_end,
+                class_names=names,
+                seed=config.seed,
+                config=config.audioprotopnet,
+                **common,
+            ),
+            load=checkpoint.load_audioprotopnet,
+            save=functools.partial(
+                checkpoint.save_audioprotopnet,
+                class_names=names,
+                front_end=front_end.to_dict(),
+                overwrite=True,
+            ),
+            clips=(splits.train, splits.validation),
+            label="train prototypes",
+            total=train.clips_in_all(config.audioprotopnet, len(splits.train), mesh),
+        )
     classifier = convnext.as_classifier(model, names)
     with stages("features"):
         cached = runs.features(
@@ -217,32 +218,3 @@ def _row(
     )
     runs.say(f"aEER in %: {means}")
     return eer
-
-
-def _done(output: Path, config: options.Config) -> list[str]:
-    """What an earlier run of these settings has finished, as the first process sees."""
-    parts = ["classifier", "audioprotopnet", "results.json"]
-    known = runs.same(output, config)
-    return hosts.collect([p for p in parts if known and (output / p).exists()])[0]
-
-
-def _save(path: Path, save: Any, model: Any, config: options.Config) -> None:
-    save(
-        path,
-        model,
-        class_names=wavefake_corpus.CLASS_NAMES,
-        front_end=config.front_end.to_dict(),
-        overwrite=True,
-    )
-
-
-def _plain(epochs: list[Any]) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(epoch) for epoch in epochs]
-
-
-def _clips_trained_on(
-    config: options.Config, clips: int, mesh: jax.sharding.Mesh
-) -> int:
-    """Clips that all epochs of the prototypes' training come to."""
-    batch_size = mesh_lib.round_up(config.audioprotopnet.batch_size, mesh)
-    return clips * config.audioprotopnet.num_epochs(-(-clips // batch_size))
