@@ -174,8 +174,8 @@ def test_clips_with_offsets_are_not_cropped_at_random(root, capsys, monkeypatch)
 
     def fit(model, clips, *_, config, **__):
         seen.append(config.random_crop)
-        return model, [train.Epoch(epoch=1, train_loss=1.0, validation_loss=1.0,
-                                   validation_accuracy=1.0, learning_rate=0.1)]  # fmt: skip
+        values = {"train_loss": 1.0, "validation_loss": 1.0, "validation_accuracy": 1.0}
+        return model, [train.Epoch(epoch=1, learning_rate=0.1, **values)]
 
     monkeypatch.setattr(train, "fit", fit)
     rows = [f"{name}/{name}{n}.wav,{name},0.{n % 2}\n"

@@ -11,9 +11,10 @@ import numpy as np
 import optax
 import pytest
 import test_cache
+from flax import nnx
 
 from apex_jax import audio, data, settings, train
-from apex_jax.models import convnext
+from apex_jax.models import audioprotopnet, convnext
 
 FRONT_END = test_cache.FRONT_END
 CONFIG = convnext.ConvNeXtConfig(depths=(2,), dims=(8,), num_classes=2)
@@ -466,3 +467,13 @@ def test_bad_files_are_skipped_unless_that_is_all(model, clips, tmp_path):
 def test_impossible_settings(config, model, clips):
     with pytest.raises(ValueError, match=rf"{next(iter(config))} must be positive"):
         fit(model, clips, config=config)
+
+
+def test_a_step_is_compiled_once(clips, tmp_path):
+    """Also for a network as it is when it was just made: its types may not be weak."""
+    network = jax.jit(lambda: convnext.ConvNeXt(CONFIG, rngs=nnx.Rngs(0)))()
+    before = train.step._cache_size()
+    fit(network, clips, config={"batch_size": 7, "epochs": 2})
+    assert train.step._cache_size() == before + 1
+    head = audioprotopnet.on(network, num_classes=2, key=jax.random.key(0)).head
+    assert not any(leaf.aval.weak_type for leaf in jax.tree.leaves(head))

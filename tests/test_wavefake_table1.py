@@ -9,9 +9,8 @@ import test_flow
 
 from apex_jax import audioprotopnet, optimize, train
 from apex_jax.models import convnext
-from experiments import demo_corpus
+from experiments import demo_corpus, methods
 from experiments.wavefake import options, table1, tables
-from experiments.wavefake import run as wavefake_run
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +69,7 @@ def test_every_vocoder_is_trained_on_and_tested(table):
     assert set(eer) == {*test_flow.TESTED, "lpc_vocoder"}
     assert eer["lpc_vocoder"] is None
     for trained in test_flow.TESTED:
-        assert set(eer[trained]) == set(tables.METHODS)
+        assert set(eer[trained]) == set(methods.TITLES)
         for found in eer[trained].values():
             assert set(found) >= EERS
             assert all(0 <= found[name] <= 100 for name in EERS)
@@ -96,7 +95,7 @@ def test_the_files_hold_the_numbers(table):
         assert line["eer_percent"] == ("" if value is None else str(value))
     for ending in ("md", "tex"):
         text = (output / f"table1.{ending}").read_text()
-        for method in tables.METHODS:
+        for method in methods.TITLES:
             value = results["eer"]["phase_jitter"][method]["griffin_lim_long"]
             assert f"{value:.1f}" in text
 
@@ -109,13 +108,13 @@ def test_what_is_finished_is_not_done_again(table, run, capsys, monkeypatch):
     def never(*arguments, **options):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(wavefake_run, "train_classifier", never)
+    monkeypatch.setattr(methods, "train_convnext", never)
     monkeypatch.setattr(audioprotopnet, "fit", never)
     again = run(output)
     said = capsys.readouterr().out
     assert "finished before" in said
     for trained in test_flow.TESTED:
-        for method in tables.METHODS:
+        for method in methods.TITLES:
             assert again["eer"][trained][method] == pytest.approx(
                 results["eer"][trained][method], abs=1e-3
             )

@@ -71,8 +71,10 @@ class PrototypeHead(nnx.Module):
         self.prototypes = nnx.Param(
             jax.random.uniform(rngs.params(), (*shape, config.backbone.dims[-1]))
         )
-        self.weight = nnx.Param(jnp.full(shape, config.weight_init))
-        self.bias = nnx.Param(jnp.full(config.num_classes, config.bias_init))
+        self.weight = nnx.Param(jnp.full(shape, config.weight_init, jnp.float32))
+        self.bias = nnx.Param(
+            jnp.full(config.num_classes, config.bias_init, jnp.float32)
+        )
 
     def similarities(
         self, body: Float[Array, "batch freq time chan"]

@@ -131,7 +131,8 @@ class Block(nnx.Module):
         self.norm = _layer_norm(dim, config.norm_epsilon, rngs)
         self.expand = nnx.Linear(dim, 4 * dim, kernel_init=_kernel_init, rngs=rngs)
         self.contract = nnx.Linear(4 * dim, dim, kernel_init=_kernel_init, rngs=rngs)
-        self.scale = nnx.Param(jnp.full(dim, config.layer_scale_init))
+        # A dtype: of a Python number alone it would be weak, and a step compiled twice.
+        self.scale = nnx.Param(jnp.full(dim, config.layer_scale_init, jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Same shape, `[batch, freq, time, chan]`."""

@@ -15,10 +15,10 @@ and for APEX alike; with regions hidden 1.9 (square), 1.9 (time), 3.4 (frequency
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
+from typing import Any
 
-import tyro
-
+from experiments import command
 from experiments.wavefake import options
 
 HELP = """Explains a detector of vocoded speech with APEX.
@@ -26,26 +26,16 @@ HELP = """Explains a detector of vocoded speech with APEX.
 Without --data-dir it runs on a synthetic demo corpus."""
 
 
-def cli() -> None:
-    """The command line: a clear line instead of a traceback for what users cause."""
-    config = tyro.cli(
-        options.Config, prog="python -m experiments.wavefake", description=HELP
-    )
-    try:
-        # Not before: whoever asks for help, or mistypes, need not wait for JAX.
-        from apex_jax import compilation, hosts
-        from experiments.wavefake import run as wavefake_run
-        from experiments.wavefake import table1, table2
+def choose(config: options.Config) -> Callable[[options.Config], Any]:
+    """What the options ask for."""
+    from experiments.wavefake import run, table1, table2
 
-        compilation.keep()
-        hosts.connect(config.hosts)
-        experiment = {None: wavefake_run, "1": table1, "2": table2}
-        experiment[config.table].main(config)
-        hosts.barrier("end")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    return {None: run, "1": table1, "2": table2}[config.table].main
+
+
+def cli() -> None:
+    """The command line."""
+    command.run(options.Config, "experiments.wavefake", HELP, choose)
 
 
 if __name__ == "__main__":

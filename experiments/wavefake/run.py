@@ -10,39 +10,34 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from apex_jax import (
     audio,
-    cache,
     checkpoint,
     data,
     disentangle,
     explain,
     figures,
-    fit,
     hosts,
     progress,
     rounding,
     runs,
     schemes,
-    train,
 )
-from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
+from experiments import methods
 from experiments.wavefake import corpus as wavefake_corpus
 from experiments.wavefake import evaluation, options, report
 
 # The demo's synthesiser is imported where it is used: a WaveFake copy needs none.
 
 DEMO_TRAIN_ON = "mel80_griffin_lim"  # mel spectrogram to wave, as HiFi-GAN does
-LAYER_SCALE = 1.0  # the published 1e-6 is made for 300 epochs on ImageNet
 
 
 def main(config: options.Config) -> dict[str, Any]:
     """Runs the experiment, writes its folder, and returns `results.json`."""
-    check(config)
+    config.check()
     scheme = schemes.parse(config.scheme)
     output = config.output_dir or _default_output(config, scheme)
     stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
@@ -77,9 +72,16 @@ def main(config: options.Config) -> dict[str, Any]:
             cut=cutter(config, skip_log),
         )
         runs.say(_split_message(splits, corpus))
+    problem = methods.Problem(
+        splits=splits,
+        class_names=wavefake_corpus.CLASS_NAMES,
+        front_end=front_end,
+        mesh=mesh,
+        skip_log=skip_log,
+    )
     if model is None:
         with stages("train"):
-            model, _ = train_classifier(config, splits, front_end, mesh, skip_log)
+            model = methods.train_convnext(output / "classifier", problem, config)
     classifier = convnext.as_classifier(model, wavefake_corpus.CLASS_NAMES)
 
     with stages("features"):
@@ -89,21 +91,25 @@ def main(config: options.Config) -> dict[str, Any]:
             wavefake_corpus.CLASS_NAMES,
         )
         cached = {
-            name: runs.features(
+            name: methods.features(
                 output / "cache" / name,
+                problem,
+                config,
                 learner if name == "train" else classifier,
                 clips,
-                front_end,
-                content=cache.content_for(scheme),
-                batch_size=config.batch_size,
-                mesh=mesh,
-                skip_log=skip_log,
+                scheme,
             )
             for name, clips in (("train", splits.train), ("test", splits.test))
         }
     with stages("optimise"):
-        fitted = fit_explainer(
-            config, fit_key, classifier, cached["train"], front_end, scheme, mesh
+        fitted = methods.fit_apex(
+            fit_key,
+            problem,
+            config,
+            classifier,
+            cached["train"],
+            scheme,
+            trained_on=vocoder,
         )
         explainer, history = fitted.explainer, fitted.history
         transform, test = explainer.transform, cached["test"].features
@@ -184,26 +190,6 @@ def main(config: options.Config) -> dict[str, Any]:
     runs.write_json(output / "results.json", results)
     runs.say(report.table(results, output))
     return results
-
-
-def check(config: options.Config) -> None:
-    """Raises for what cannot work before any work is done."""
-    config.train.check()
-    config.optimise.check()
-    for name, least in (
-        ("mask_draws", 1),
-        ("examples", 0),
-        ("batch_size", 1),
-        ("demo_utterances", 5),
-        ("windows_per_file", 1),
-        ("test_sentences", 1),
-        ("validation_sentences", 1),
-        ("seed", 0),
-    ):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must be at least {least}; got {value}")
 
 
 def copy(root: Path) -> wavefake_corpus.Corpus:
@@ -330,78 +316,3 @@ def _weights(config: options.Config) -> tuple[convnext.ConvNeXt, audio.FrontEnd]
         )
         return model, config.front_end
     return model, audio.FrontEnd.from_dict(metadata["front_end"])
-
-
-def train_classifier(
-    config: options.Config,
-    splits: data.Splits,
-    front_end: audio.FrontEnd,
-    mesh: jax.sharding.Mesh,
-    skip_log: data.SkipLog,
-) -> tuple[convnext.ConvNeXt, list[train.Epoch]]:
-    """A ConvNeXt trained on these splits, kept in the output folder, and its epochs."""
-    shape = convnext.ConvNeXtConfig.named(
-        config.model,
-        num_classes=len(wavefake_corpus.CLASS_NAMES),
-        layer_scale_init=LAYER_SCALE,
-    )
-    seed = config.seed
-
-    def fit(**options: Any) -> tuple[convnext.ConvNeXt, list[train.Epoch]]:
-        # Compiled: one by one, the random draws would each compile by themselves.
-        model = jax.jit(lambda: convnext.ConvNeXt(shape, rngs=nnx.Rngs(seed)))()
-        return train.fit(
-            model,
-            splits.train,
-            splits.validation,
-            front_end,
-            class_names=wavefake_corpus.CLASS_NAMES,
-            seed=seed,
-            config=config.train,
-            mesh=mesh,
-            skip_log=skip_log,
-            **options,
-        )
-
-    assert config.output_dir is not None  # filled in before
-    return runs.trained(
-        config.output_dir / "classifier",
-        fit,
-        load=checkpoint.load_classifier,
-        save=functools.partial(
-            checkpoint.save_classifier,
-            class_names=wavefake_corpus.CLASS_NAMES,
-            front_end=front_end.to_dict(),
-            overwrite=True,
-        ),
-        clips=(splits.train, splits.validation),
-        label="train classifier",
-        total=train.clips_in_all(config.train, len(splits.train), mesh),
-    )
-
-
-def fit_explainer(
-    config: options.Config,
-    key: jax.Array,
-    classifier: classifier_lib.Classifier,
-    cached: cache.Cached,
-    front_end: audio.FrontEnd,
-    scheme: schemes.Scheme,
-    mesh: jax.sharding.Mesh,
-) -> fit.Fit:
-    """U learned on cached features, and the explainer that it makes."""
-    with progress.bar("optimise U", config.optimise.epochs, "epoch") as on_progress:
-        return fit.explainer(
-            key,
-            classifier,
-            cached,
-            front_end,
-            scheme,
-            config=config.optimise,
-            mesh=mesh,
-            settings=(
-                ("classifier", f"trained on {config.train_on}"),
-                ("seed", str(config.seed)),
-            ),
-            on_epoch=lambda epoch, purity: on_progress(1),
-        )

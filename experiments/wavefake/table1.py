@@ -10,29 +10,23 @@ finished in it is not done again: an interrupted table goes on where it was.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from apex_jax import (
-    audioprotopnet,
-    cache,
     checkpoint,
     data,
-    disentangle,
     explain,
     hosts,
     progress,
     runs,
     schemes,
-    train,
 )
 from apex_jax import mesh as mesh_lib
-from apex_jax.models import audioprotopnet as prototypes
 from apex_jax.models import convnext
+from experiments import methods
 from experiments.wavefake import corpus as wavefake_corpus
 from experiments.wavefake import evaluation, options, tables
 from experiments.wavefake import run as wavefake_run
@@ -40,8 +34,7 @@ from experiments.wavefake import run as wavefake_run
 
 def main(config: options.Config) -> dict[str, Any]:
     """Fills the table, writes it in every form, and returns `results.json`."""
-    wavefake_run.check(config)
-    config.audioprotopnet.check()
+    config.check()
     for name in ("train_on", "weights"):
         if getattr(config, name) is not None:
             flag = name.replace("_", "-")
@@ -119,83 +112,44 @@ def _row(
         runs.say(f"left out: {error}")
         return None
     runs.claim(output, config)
-    names, front_end = wavefake_corpus.CLASS_NAMES, config.front_end
-    common: dict[str, Any] = {"mesh": mesh, "skip_log": skip_log}
+    scheme = schemes.parse(config.scheme)
+    problem = methods.Problem(
+        splits=splits,
+        class_names=wavefake_corpus.CLASS_NAMES,
+        front_end=config.front_end,
+        mesh=mesh,
+        skip_log=skip_log,
+    )
     key, _ = jax.random.split(jax.random.key(config.seed))  # as without --table
-
     with stages("train"):
-        model, _ = wavefake_run.train_classifier(config, splits, front_end, **common)
+        model = methods.train_convnext(output / "classifier", problem, config)
     with stages("audioprotopnet"):
-        other, _ = runs.trained(
-            output / "audioprotopnet",
-            functools.partial(
-                audioprotopnet.fit,
-                model,
-                splits.train,
-                splits.validation,
-                front_end,
-                class_names=names,
-                seed=config.seed,
-                config=config.audioprotopnet,
-                **common,
-            ),
-            load=checkpoint.load_audioprotopnet,
-            save=functools.partial(
-                checkpoint.save_audioprotopnet,
-                class_names=names,
-                front_end=front_end.to_dict(),
-                overwrite=True,
-            ),
-            clips=(splits.train, splits.validation),
-            label="train prototypes",
-            total=train.clips_in_all(config.audioprotopnet, len(splits.train), mesh),
+        other = methods.train_prototypes(
+            output / "audioprotopnet", problem, config, model
         )
-    classifier = convnext.as_classifier(model, names)
+    classifier = convnext.as_classifier(model, problem.class_names)
     with stages("features"):
-        cached = runs.features(
-            output / "cache",
-            classifier,
-            splits.train,
-            front_end,
-            content=cache.content_for(schemes.parse(config.scheme)),
-            batch_size=config.batch_size,
-            **common,
+        cached = methods.features(
+            output / "cache", problem, config, classifier, splits.train, scheme
         )
     with stages("optimise"):
-        fitted = wavefake_run.fit_explainer(
-            config,
-            key,
-            classifier,
-            cached,
-            front_end,
-            schemes.parse(config.scheme),
-            mesh,
+        fitted = methods.fit_apex(
+            key, problem, config, classifier, cached, scheme, trained_on=vocoder
         )
-        transform = fitted.explainer.transform
     explain.save(output, fitted.explainer, overwrite=True)
     with stages("test"):
-        common["batch_size"] = config.batch_size
-        read, pooled, logits = runs.predictions(
-            "test ConvNeXt", classifier, splits.test, front_end, **common
-        )
-        invariance = disentangle.audit(
-            transform, classifier.head, pooled, logits
-        ).check()
-        again, _, others = runs.predictions(
-            "test AudioProtoPNet",
-            prototypes.as_classifier(other, names),
+        tested = methods.test(
+            problem,
+            config,
+            classifier,
+            other,
+            fitted.explainer.transform,
             splits.test,
-            front_end,
-            **common,
         )
-    rows = wavefake_corpus.rows_by_vocoder(read, corpus)
-    apex = transform.compensate(classifier.head)(transform(pooled))
+    rows = wavefake_corpus.rows_by_vocoder(tested.clips, corpus)
     eer = {
-        "classifier": evaluation.eers(logits, read, rows),
-        "audioprotopnet": evaluation.eers(
-            others, again, wavefake_corpus.rows_by_vocoder(again, corpus)
-        ),
-        "apex": evaluation.eers(np.asarray(apex), read, rows),
+        method: evaluation.eers(logits, tested.clips, rows)
+        for method, logits in tested.logits.items()
     }
     if hosts.is_primary():
         skip_log.write_csv(output / "skipped.csv")
@@ -204,8 +158,8 @@ def _row(
         {
             "train_on": vocoder,
             "eer": eer,
-            "clips": {"train": len(cached.clips), "test": len(read)},
-            "invariance": dataclasses.asdict(invariance),
+            "clips": {"train": len(cached.clips), "test": len(tested.clips)},
+            "invariance": dataclasses.asdict(tested.audit),
             "purity": dataclasses.asdict(fitted.history),
             "skipped_files": len(skip_log),
             **stages.to_dict(),
@@ -213,7 +167,7 @@ def _row(
     )
     means = ", ".join(
         f"{title} {eer[method]['aeer']:.1f}"
-        for method, title in tables.METHODS.items()
+        for method, title in methods.TITLES.items()
         if eer[method]["aeer"] is not None
     )
     runs.say(f"aEER in %: {means}")

@@ -23,7 +23,7 @@ _PARTS = ("mean", "std")  # of the random draws
 
 def main(config: options.Config) -> dict[str, Any]:
     """Fills the table, writes it in every form, and returns `results.json`."""
-    wavefake_run.check(config)
+    config.check()
     name = "demo" if config.data_dir is None else config.data_dir.resolve().name
     output = config.output_dir or Path("runs") / f"{name}-table2"
     config = dataclasses.replace(config, output_dir=output)

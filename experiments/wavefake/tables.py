@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-METHODS = {"classifier": "ConvNeXt", "audioprotopnet": "AudioProtoPNet", "apex": "APEX"}
+from experiments import methods
 
 # Mean EER over the seven vocoders, in %, as the paper reports it (arXiv 2605.10153,
 # Table 1), by the vocoder trained on.
@@ -34,7 +34,7 @@ def terminal(table: Table) -> str:
     """A block a method, for 80 columns; vocoders are numbered."""
     names = list(table)
     lines = ["", "EER in %; rows: trained on, columns: tested on", ""]
-    for method, title in METHODS.items():
+    for method, title in methods.TITLES.items():
         numbers = "".join(f"{n:>6}" for n in range(1, len(names) + 1))
         lines.append(f"{title:22}{numbers}{'aEER':>7}{'paper':>7}")
         for n, trained in enumerate(names, start=1):
@@ -55,7 +55,7 @@ def as_csv(table: Table) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("trained_on", "method", "tested_on", "eer_percent", "paper"))
     for trained in table:
-        for method in METHODS:
+        for method in methods.TITLES:
             for tested in (*table, "aeer"):
                 known = paper(trained, method) if tested == "aeer" else None
                 values = (cell(table, method, trained, tested), known)
@@ -70,8 +70,8 @@ def markdown(table: Table) -> str:
     head = ["trained on", *table, "aEER", "aEER, paper"]
     lines = [_row(head), _row(["---"] * len(head))]
     lines += [_row([trained, *_cells(table, trained)]) for trained in table]
-    methods = " / ".join(METHODS.values())
-    return f"EER in %, {methods}; columns: tested on.\n\n" + "\n".join(lines) + "\n"
+    titles = " / ".join(methods.TITLES.values())
+    return f"EER in %, {titles}; columns: tested on.\n\n" + "\n".join(lines) + "\n"
 
 
 def latex(table: Table) -> str:
@@ -83,8 +83,8 @@ def latex(table: Table) -> str:
         _line([_escaped(trained), *_cells(table, trained)]).replace(NONE, "--")
         for trained in table
     ]
-    methods = " / ".join(METHODS.values())
-    lines += [r"\bottomrule", r"\end{tabular}", f"% EER in percent: {methods}"]
+    titles = " / ".join(methods.TITLES.values())
+    lines += [r"\bottomrule", r"\end{tabular}", f"% EER in percent: {titles}"]
     return "\n".join(lines) + "\n"
 
 
@@ -103,10 +103,12 @@ def _cells(table: Table, trained: str) -> list[str]:
     """The row's cells, its mean, and the paper's."""
     tested = [*table, "aeer"]
     own = [
-        " / ".join(_percent(cell(table, method, trained, name)) for method in METHODS)
+        " / ".join(
+            _percent(cell(table, method, trained, name)) for method in methods.TITLES
+        )
         for name in tested
     ]
-    return [*own, " / ".join(_percent(paper(trained, m)) for m in METHODS)]
+    return [*own, " / ".join(_percent(paper(trained, m)) for m in methods.TITLES)]
 
 
 def _percent(value: float | None) -> str:

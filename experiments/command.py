@@ -1,0 +1,42 @@
+"""The command line of an experiment: a clear line instead of a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tyro
+
+from experiments import options
+
+Config = TypeVar("Config", bound=options.Common)
+
+
+def run(
+    config_type: type[Config],
+    name: str,
+    description: str,
+    choose: Callable[[Config], Callable[[Config], Any]],
+) -> None:
+    """Parses the arguments, joins the other processes, runs; ends with its status.
+
+    Args:
+      config_type: what can be asked.
+      name: the module that `python -m` runs.
+      description: of the help text.
+      choose: gives the function that does what is asked; imports it only then.
+    """
+    config = tyro.cli(config_type, prog=f"python -m {name}", description=description)
+    try:
+        # Not before: whoever asks for help, or mistypes, need not wait for JAX.
+        from apex_jax import compilation, hosts
+
+        compilation.keep()
+        hosts.connect(config.hosts)
+        choose(config)(config)
+        hosts.barrier("end")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

@@ -1,0 +1,267 @@
+"""The ESC-10 experiment from sounds to tables; `__main__` is its command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import numpy as np
+
+from apex_jax import (
+    checkpoint,
+    data,
+    dataset,
+    explain,
+    figures,
+    hosts,
+    masking,
+    metrics,
+    objective,
+    progress,
+    runs,
+    schemes,
+)
+from apex_jax import classifier as classifier_lib
+from apex_jax import mesh as mesh_lib
+from apex_jax.models import convnext
+from experiments import methods
+from experiments.esc10 import options, tables
+
+VALIDATION = 1 / 8  # of the clips of the other folds; it chooses the epoch
+
+
+def main(config: options.Config) -> dict[str, Any]:
+    """Runs all folds, writes the tables, and returns `results.json`."""
+    config.check()
+    output = config.output_dir or Path("runs") / "esc10"
+    scheme = schemes.parse(config.scheme)
+    config = dataclasses.replace(config, output_dir=output, scheme=scheme)
+    mesh, stages = mesh_lib.make(), progress.Stages()
+    clips, names = data.class_folder(config.data_dir)
+    folds = [fold_of(clip) for clip in clips]
+    if absent := sorted(set(config.folds) - set(folds)):
+        raise ValueError(
+            f"--folds: no file of {config.data_dir} is of fold {absent[0]}; there are "
+            f"{', '.join(map(str, sorted(set(folds))))}"
+        )
+    again = runs.claim(output, config)
+    clips = [
+        dataclasses.replace(clip, group=Path(clip.path).stem.rpartition("-")[0])
+        for clip in clips
+    ]
+    for fold in config.folds:
+        folder = output / f"fold{fold}"
+        runs.say(f"\nfold {fold}")
+        if again and hosts.collect((folder / "results.json").exists())[0]:
+            runs.say(f"finished before, in {folder}")
+            continue
+        with stages(f"fold {fold}"):
+            held = [clip for clip, own in zip(clips, folds, strict=True) if own == fold]
+            rest = [clip for clip, own in zip(clips, folds, strict=True) if own != fold]
+            _fold(config, folder, fold, split(rest, held, len(names)), names, mesh)
+    results = _summary(config, output, names)
+    results |= {
+        **stages.to_dict(),
+        "seed": config.seed,
+        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "versions": dict(checkpoint.versions()),
+    }
+    if hosts.is_primary():
+        for ending, write in tables.FORMS.items():
+            (output / f"esc10.{ending}").write_text(write(results), encoding="utf-8")
+    runs.write_json(output / "results.json", results)
+    runs.say(tables.terminal(results))
+    runs.say(f"written to  {output}, esc10.csv, .md and .tex")
+    return results
+
+
+def fold_of(clip: data.Clip) -> int:
+    """The fold that a file's name begins with.
+
+    Raises:
+      ValueError: it begins with none.
+    """
+    first = Path(clip.path).name.partition("-")[0]
+    if not first.isdigit():
+        raise ValueError(
+            f"{clip.path}: names are FOLD-SOURCE-TAKE, as 1-26806-A.ogg; this one does "
+            "not begin with a fold"
+        )
+    return int(first)
+
+
+def split(
+    rest: Sequence[data.Clip], held: Sequence[data.Clip], num_classes: int
+) -> data.Splits:
+    """The other folds, less some clips of each class to validate on, and the fold.
+
+    Clips of one source recording stay together.
+    """
+    train, validation = dataset.split(
+        rest, (1 - VALIDATION, VALIDATION), num_classes=num_classes, seed=0
+    )
+    return data.Splits(train=train, validation=validation, test=list(held))
+
+
+def _fold(
+    config: options.Config,
+    folder: Path,
+    fold: int,
+    splits: data.Splits,
+    names: tuple[str, ...],
+    mesh: jax.sharding.Mesh,
+) -> None:
+    """Trains, explains and tests on one fold, and writes its folder."""
+    folder.mkdir(exist_ok=True)
+    stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
+    problem = methods.Problem(
+        splits=splits,
+        class_names=names,
+        front_end=config.front_end,
+        mesh=mesh,
+        skip_log=skip_log,
+    )
+    fit_key, mask_key = jax.random.split(jax.random.key(config.seed))
+    with stages("train"):
+        model = methods.train_convnext(folder / "classifier", problem, config)
+    with stages("audioprotopnet"):
+        other = methods.train_prototypes(
+            folder / "audioprotopnet", problem, config, model
+        )
+    classifier = convnext.as_classifier(model, names)
+    with stages("features"):
+        # Whole maps, which serve every scheme.
+        cached = methods.features(
+            folder / "cache", problem, config, classifier, splits.train, "square"
+        )
+    found: dict[str, Any] = {}
+    for scheme in get_args(schemes.Scheme):
+        runs.say(f"scheme {scheme.replace('_', '-')}")
+        with stages("optimise"):
+            fitted = methods.fit_apex(
+                fit_key,
+                problem,
+                config,
+                classifier,
+                cached,
+                scheme,
+                trained_on=f"ESC-10 without fold {fold}",
+            )
+        explain.save(folder / scheme, fitted.explainer, overwrite=True)
+        with stages("masking"):
+            study = _study(mask_key, config, problem, fitted.explainer)
+        _keep(folder / f"masked-{scheme}.npz", study)
+        found[scheme] = {"purity": dataclasses.asdict(fitted.history)}
+        if scheme == config.scheme:
+            with stages("test"):
+                tested = methods.test(
+                    problem,
+                    config,
+                    classifier,
+                    other,
+                    fitted.explainer.transform,
+                    splits.test,
+                )
+            with stages("figures"):
+                _draw(folder, fitted.explainer, tested.clips, config.examples)
+    target = objective.targets(tested.clips, len(names)).astype(bool)
+    if hosts.is_primary():
+        skip_log.write_csv(folder / "skipped.csv")
+    runs.write_json(
+        folder / "results.json",
+        {
+            "fold": fold,
+            "clips": {"train": len(cached.clips), "test": len(tested.clips)},
+            "scores": {
+                method: metrics.summary(
+                    target, classifier_lib.probabilities(logits, "softmax")
+                )
+                for method, logits in tested.logits.items()
+            },
+            "invariance": dataclasses.asdict(tested.audit),
+            "schemes": found,
+            "skipped_files": len(skip_log),
+            **stages.to_dict(),
+        },
+    )
+
+
+def _study(
+    key: jax.Array,
+    config: options.Config,
+    problem: methods.Problem,
+    explainer: explain.Explainer,
+) -> dict[str, np.ndarray]:
+    """Logits with nothing, APEX's and random regions hidden, and the true classes."""
+    clips = problem.splits.test
+    with progress.bar("masking study", len(clips), "clip") as on_progress:
+        study = masking.study(
+            key,
+            explainer.classifier,
+            explainer.transform,
+            clips,
+            problem.front_end,
+            scheme=explainer.scheme,
+            draws=config.mask_draws,
+            batch_size=config.batch_size,
+            on_progress=on_progress,
+            **problem.common,
+        )
+    return {
+        "target": np.array([clips[i].labels[0] for i in study.index]),
+        "none": study.none,
+        "apex": study.apex,
+        "random": study.random,
+    }
+
+
+def _keep(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    if hosts.is_primary():
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _draw(
+    folder: Path, explainer: explain.Explainer, clips: Sequence[data.Clip], num: int
+) -> None:
+    """Explanations of the first test clip of each of `num` classes."""
+    if not hosts.is_primary():
+        return
+    first: dict[int, data.Clip] = {}
+    for clip in clips:
+        first.setdefault(clip.labels[0], clip)
+    (folder / "explanations").mkdir(exist_ok=True)
+    for clip in list(first.values())[:num]:
+        figure = figures.explained(explainer(clip.path))
+        name = f"{Path(clip.path).parent.name}-{Path(clip.path).stem}.png"
+        figure.savefig(folder / "explanations" / name, dpi=100)
+
+
+def _summary(
+    config: options.Config, output: Path, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """What all folds came to."""
+    folds = [runs.read_json(output / f"fold{n}" / "results.json") for n in config.folds]
+    masked = {}
+    for scheme in get_args(schemes.Scheme):
+        arrays = [
+            dict(np.load(output / f"fold{n}" / f"masked-{scheme}.npz"))
+            for n in config.folds
+        ]
+        masked[scheme] = tables.masked(arrays) | {
+            "purity": [
+                float(np.mean([f["schemes"][scheme]["purity"]["round_purity"][i]
+                               for f in folds]))
+                for i in (0, -1)
+            ]
+        }  # fmt: skip
+    return {
+        "experiment": "esc10",
+        "class_names": list(names),
+        "folds": {str(fold["fold"]): fold for fold in folds},
+        "scores": tables.over_folds([fold["scores"] for fold in folds]),
+        "masking": masked,
+        "draws": config.mask_draws,
+    }

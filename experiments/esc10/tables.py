@@ -1,0 +1,156 @@
+"""What the folds came to, and the tables of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from apex_jax import significance
+from experiments import methods
+
+SCORES = {"accuracy": "accuracy", "cmap": "cmAP", "auroc": "AUROC"}
+
+
+def over_folds(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and spread (standard deviation) over folds, by method and score."""
+    found: dict[str, Any] = {}
+    for method in methods.TITLES:
+        found[method] = {
+            name: _mean_and_spread([fold[method][name] for fold in scores])
+            for name in SCORES
+        }
+    return found
+
+
+def masked(folds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """Accuracies with regions hidden: over folds, and tested over all their clips.
+
+    Args:
+      folds: of each fold `target [clip]` and the logits `none` and `apex` `[clip,
+        classes]` and `random [draw, clip, classes]`.
+    """
+    apex, random, target = (
+        np.concatenate([fold[name] for fold in folds], axis=axis)
+        for name, axis in (("apex", 0), ("random", 1), ("target", 0))
+    )
+    return {
+        "none": _mean_and_spread([_accuracy(f["none"], f["target"]) for f in folds]),
+        "apex": _mean_and_spread([_accuracy(f["apex"], f["target"]) for f in folds]),
+        "random": _mean_and_spread(
+            [
+                float(np.mean([_accuracy(draw, f["target"]) for draw in f["random"]]))
+                for f in folds
+            ]
+        ),
+        # Over draws: how far chance alone moves the accuracy of all clips.
+        "random_draws": float(np.std([_accuracy(draw, target) for draw in random])),
+        "p_value": significance.p_value(
+            lambda logits: -_accuracy(logits, target), apex, random
+        ),
+    }
+
+
+def rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The table of scores."""
+    head = ("method", *SCORES.values())
+    return [
+        head,
+        *(
+            (title, *(_spread(results["scores"][method][name]) for name in SCORES))
+            for method, title in methods.TITLES.items()
+        ),
+    ]
+
+
+def masked_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The table of accuracies with regions hidden."""
+    head = ("hidden", "nothing", "random region", "APEX's region", "p", "purity")
+    return [
+        head,
+        *(
+            (
+                scheme.replace("_", "-"),
+                _spread(found["none"]),
+                _spread(found["random"]),
+                _spread(found["apex"]),
+                f"{found['p_value']:.3f}",
+                "{:.2f} to {:.2f}".format(*found["purity"]),
+            )
+            for scheme, found in results["masking"].items()
+        ),
+    ]
+
+
+def terminal(results: Mapping[str, Any]) -> str:
+    """For 80 columns."""
+    lines = ["", f"mean ± spread over {len(results['folds'])} folds", ""]
+    lines += [
+        f"{first:16}" + "".join(f"{cell:>16}" for cell in others)
+        for first, *others in rows(results)
+    ]
+    lines += ["", "accuracy with regions hidden"]
+    widths = (15, 15, 15, 7, 14)
+    for first, *others in masked_rows(results):
+        cells = zip(others, widths, strict=True)
+        lines.append(f"{first:14}" + "".join(f"{c:>{w}}" for c, w in cells))
+    note = (
+        "p: how often as much would be lost if APEX's regions were like random ones "
+        f"({results['draws']} draws a clip, all folds' clips together)"
+    )
+    return "\n".join([*lines, "", *textwrap.wrap(note, 80), ""])
+
+
+def as_csv(results: Mapping[str, Any]) -> str:
+    """Both tables, one below the other."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([*rows(results), (), *masked_rows(results)])
+    return text.getvalue()
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """Both tables."""
+    parts = []
+    for table in (rows(results), masked_rows(results)):
+        head, *body = table
+        lines = [head, ["---"] * len(head), *body]
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(results: Mapping[str, Any]) -> str:
+    """Both tables, with booktabs."""
+    parts = []
+    for table in (rows(results), masked_rows(results)):
+        head, *body = [[c.replace("±", r"$\pm$") for c in line] for line in table]
+        parts += [
+            rf"\begin{{tabular}}{{l{'c' * (len(head) - 1)}}}",
+            r"\toprule",
+            " & ".join(head) + r" \\",
+            r"\midrule",
+            *(" & ".join(line) + r" \\" for line in body),
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    return "\n".join(parts)
+
+
+FORMS = {"csv": as_csv, "md": markdown, "tex": latex}
+
+
+def _accuracy(logits: np.ndarray, target: np.ndarray) -> float:
+    return float(np.mean(np.argmax(logits, axis=1) == target))
+
+
+def _mean_and_spread(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "spread": float(np.std(values))}
+
+
+def _spread(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:.3f} ± {value['spread']:.3f}"

@@ -1,0 +1,56 @@
+"""What every experiment can be asked, known without JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from apex_jax import settings
+
+Scheme = Literal["square", "time", "frequency", "time_frequency", "time-frequency"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every experiment can be asked."""
+
+    scheme: Scheme = "frequency"
+    """Where prototypes lie."""
+    output_dir: Path | None = None
+    """Where results go; by default a folder in runs that says what was asked."""
+    overwrite: bool = False
+    """Replace a finished run of other settings in the output folder."""
+    model: settings.Size = "atto"
+    """Size of the ConvNeXt to train; the paper's is base."""
+    seed: int = 0
+    """Of the training, the optimisation, the random masks, and the splits drawn."""
+    strict: bool = False
+    """Stop at the first file that cannot be read, instead of skipping it."""
+    mask_draws: int = 10
+    """Random masks a clip in the masking study."""
+    batch_size: int = 32
+    """Clips in the network at a time when it is not being trained."""
+    hosts: settings.Hosts = settings.Hosts()
+    """For several processes; started alone, none of these."""
+    train: settings.Training = settings.Training()
+    """Training of the classifier."""
+    audioprotopnet: settings.PrototypeTraining = settings.PrototypeTraining()
+    """Training of the AudioProtoPNet."""
+    optimise: settings.Optimisation = settings.Optimisation()
+    """Optimisation of U."""
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot work before any work is done."""
+        self.train.check()
+        self.audioprotopnet.check()
+        self.optimise.check()
+        self.check_least(mask_draws=1, batch_size=1, seed=0)
+
+    def check_least(self, **least: int) -> None:
+        """Raises ValueError for options below what they must be at least."""
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} must be at least {smallest}; got {value}")
