@@ -317,6 +317,8 @@ def plain(value: Any) -> Any:
         return {
             f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)
         }
+    if isinstance(value, tuple):
+        return [plain(one) for one in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -28,6 +28,7 @@ from apex_jax import (
 class Config:
     out: Path = Path("x")
     number: int = 3
+    span: tuple[float, float] = (1.0, 2.0)
     overwrite: bool = False
 
 
@@ -37,6 +38,7 @@ def test_a_folder_is_claimed_once(tmp_path):
     assert json.loads((run / "config.json").read_text()) == {
         "out": "x",
         "number": 3,
+        "span": [1.0, 2.0],
         "overwrite": False,
         "split": {"seed": 0},
     }

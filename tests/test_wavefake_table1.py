@@ -108,7 +108,7 @@ def test_what_is_finished_is_not_done_again(table, run, capsys, monkeypatch):
     def never(*arguments, **options):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(methods, "train_convnext", never)
+    monkeypatch.setattr(train, "fit", never)
     monkeypatch.setattr(audioprotopnet, "fit", never)
     again = run(output)
     said = capsys.readouterr().out
