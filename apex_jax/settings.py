@@ -28,6 +28,8 @@ MIN_STEPS = 300
 Size = Literal["atto", "femto", "pico", "nano", "tiny", "small", "base", "large"]
 Exponential = Literal["products", "reference"]
 MatmulDtype = Literal["float32", "bfloat16"]
+# What a network of several classes a clip is trained by; `objective` has them.
+Loss = Literal["cross-entropy", "asymmetric"]
 
 # An option without a value of its own: each command says what leaving it out means.
 _OPEN = tyro.conf.arg(help_behavior_hint="")
@@ -279,6 +281,8 @@ class Training:
       matmul_dtype: of the network's products while it is trained; weights and sums
         stay float32. bfloat16 is faster on accelerators and most new processors.
       augment: what is done to the clips.
+      loss: "asymmetric" for networks that give a clip several classes: what a class
+        is not hardly counts once that is clear.
     """
 
     epochs: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
@@ -291,6 +295,7 @@ class Training:
     patience: Annotated[int | None, _OPEN] = None
     matmul_dtype: MatmulDtype = "float32"
     augment: Augmentation = Augmentation()
+    loss: Loss = "cross-entropy"
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot work."""

@@ -97,11 +97,23 @@ def classification(
     class_names: tuple[str, ...],
     activation: classifier_lib.Activation,
     matmul_dtype: settings.MatmulDtype = "float32",
+    loss: settings.Loss = "cross-entropy",
 ) -> Task:
-    """Learning all of a ConvNeXt by cross entropy."""
+    """Learning all of a ConvNeXt.
+
+    Raises:
+      ValueError: a loss that the activation cannot have.
+    """
+    if loss == "asymmetric" and activation != "sigmoid":
+        raise ValueError(
+            "loss 'asymmetric' is for classes that are each there or not, "
+            f"activation 'sigmoid'; got {activation!r}"
+        )
     return Task(
         forward=lambda model, _, pixels: convnext.rounded(model, matmul_dtype)(pixels),
-        loss=functools.partial(objective.cross_entropy, activation=activation),
+        loss=objective.asymmetric
+        if loss == "asymmetric"
+        else functools.partial(objective.cross_entropy, activation=activation),
         as_classifier=lambda model, _: convnext.as_classifier(
             model, class_names, activation
         ),
@@ -223,7 +235,9 @@ def fit(
     """
     config = Config() if config is None else config
     return run(
-        classification(tuple(class_names), activation, config.matmul_dtype),
+        classification(
+            tuple(class_names), activation, config.matmul_dtype, config.loss
+        ),
         model,
         clips,
         validation,

@@ -84,7 +84,7 @@ class Tested:
 def train_convnext(
     folder: Path, problem: Problem, config: options.Common
 ) -> convnext.ConvNeXt:
-    """A ConvNeXt trained from scratch, kept in `folder`."""
+    """A ConvNeXt trained from scratch or from `pretrained`, kept in `folder`."""
     shape = convnext.ConvNeXtConfig.named(
         config.model,
         num_classes=len(problem.class_names),
@@ -94,6 +94,9 @@ def train_convnext(
     def learn(**more: Any) -> tuple[convnext.ConvNeXt, list[train.Epoch]]:
         # Compiled: one by one, the random draws would each compile by themselves.
         model = jax.jit(lambda: convnext.ConvNeXt(shape, rngs=nnx.Rngs(config.seed)))()
+        if config.pretrained is not None:
+            other, _ = checkpoint.load_classifier(config.pretrained)
+            model = convnext.continued(model, other)
         return train.fit(
             model,
             problem.splits.train,

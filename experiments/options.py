@@ -23,6 +23,9 @@ class Common:
     """Replace a finished run of other settings in the output folder."""
     model: settings.Size = "atto"
     """Size of the ConvNeXt to train; the paper's is base."""
+    pretrained: Path | None = None
+    """A ConvNeXt of this size to go on from, which apex-jax convert wrote: the paper's
+    are pretrained on images. What does not fit, stem and head, begins anew."""
     seed: int = 0
     """Of the training, the optimisation, the random masks, and the splits drawn."""
     strict: bool = False

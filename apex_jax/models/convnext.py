@@ -293,6 +293,61 @@ def check_class_names(class_names: Sequence[str], num_classes: int) -> None:
         )
 
 
+def restrict(model: ConvNeXt, classes: Sequence[int]) -> ConvNeXt:
+    """The same network with some of its classes, whose logits stay what they were.
+
+    Args:
+      model: the network.
+      classes: which, in the order wanted.
+
+    Raises:
+      ValueError: no classes, or one that the network does not have.
+    """
+    total = model.config.num_classes
+    if not len(classes) or not all(0 <= c < total for c in classes):
+        raise ValueError(f"classes must be some of 0 to {total - 1}, got {classes!r}")
+    arrays = named_arrays(model)
+    for name in ("head.kernel", "head.bias"):
+        arrays[name] = arrays[name][..., jnp.asarray(classes)]
+    config = dataclasses.replace(model.config, num_classes=len(classes))
+    return from_named_arrays(config, arrays)
+
+
+def continued(model: ConvNeXt, other: ConvNeXt) -> ConvNeXt:
+    """A new network that goes on from another's weights, as far as they fit.
+
+    Other classes and other input channels leave the new network's own head and the
+    kernel of its stem, as transformers does with mismatched sizes.
+
+    Args:
+      model: the new network.
+      other: of the same depths and dims.
+
+    Raises:
+      ValueError: of others.
+    """
+    mine, theirs = model.config, other.config
+    if (mine.depths, mine.dims) != (theirs.depths, theirs.dims):
+        raise ValueError(
+            f"a network of depths {theirs.depths} and dims {theirs.dims} cannot go on "
+            f"as one of {mine.depths} and {mine.dims}"
+        )
+    own, found = named_arrays(model), named_arrays(other)
+    heads = {"head.kernel", "head.bias"}
+    same_head = all(
+        name in found and found[name].shape == own[name].shape for name in heads
+    )
+    arrays = {
+        name: found[name]
+        if name in found
+        and found[name].shape == array.shape
+        and (same_head or name not in heads)
+        else array
+        for name, array in own.items()
+    }
+    return from_named_arrays(model.config, arrays)
+
+
 def rounded(model: ConvNeXt, dtype: str) -> ConvNeXt:
     """The network with the factors of its blocks' products in another precision.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from apex_jax import significance
-from experiments import methods
+from experiments import layout, methods
 
 SCORES = {"accuracy": "accuracy", "cmap": "cmAP", "auroc": "AUROC"}
 
@@ -107,38 +105,17 @@ def terminal(results: Mapping[str, Any]) -> str:
 
 def as_csv(results: Mapping[str, Any]) -> str:
     """Both tables, one below the other."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([*rows(results), (), *masked_rows(results)])
-    return text.getvalue()
+    return layout.as_csv([*rows(results), (), *masked_rows(results)])
 
 
 def markdown(results: Mapping[str, Any]) -> str:
     """Both tables."""
-    parts = []
-    for table in (rows(results), masked_rows(results)):
-        head, *body = table
-        lines = [head, ["---"] * len(head), *body]
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join(parts) + "\n"
+    return "\n".join(map(layout.markdown, (rows(results), masked_rows(results))))
 
 
 def latex(results: Mapping[str, Any]) -> str:
     """Both tables, with booktabs."""
-    parts = []
-    for table in (rows(results), masked_rows(results)):
-        head, *body = [[c.replace("±", r"$\pm$") for c in line] for line in table]
-        parts += [
-            rf"\begin{{tabular}}{{l{'c' * (len(head) - 1)}}}",
-            r"\toprule",
-            " & ".join(head) + r" \\",
-            r"\midrule",
-            *(" & ".join(line) + r" \\" for line in body),
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    return "\n".join(parts)
+    return "\n".join(map(layout.latex, (rows(results), masked_rows(results))))
 
 
 FORMS = {"csv": as_csv, "md": markdown, "tex": latex}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from experiments import methods
+from experiments import layout, methods
 
 # Mean EER over the seven vocoders, in %, as the paper reports it (arXiv 2605.10153,
 # Table 1), by the vocoder trained on.
@@ -26,8 +24,6 @@ PAPER = {
 Eers = Mapping[str, Mapping[str, float | None]]
 # By vocoder trained on; None where nothing could be trained.
 Table = Mapping[str, Eers | None]
-
-NONE = "–"
 
 
 def terminal(table: Table) -> str:
@@ -51,41 +47,36 @@ def terminal(table: Table) -> str:
 
 def as_csv(table: Table) -> str:
     """A line for each vocoder trained on, method and vocoder tested on."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("trained_on", "method", "tested_on", "eer_percent", "paper"))
+    lines: list[tuple[object, ...]] = [
+        ("trained_on", "method", "tested_on", "eer_percent", "paper")
+    ]
     for trained in table:
         for method in methods.TITLES:
             for tested in (*table, "aeer"):
                 known = paper(trained, method) if tested == "aeer" else None
                 values = (cell(table, method, trained, tested), known)
-                writer.writerow(
-                    (trained, method, tested, *("" if v is None else v for v in values))
-                )
-    return text.getvalue()
+                cells = ("" if v is None else v for v in values)
+                lines.append((trained, method, tested, *cells))
+    return layout.as_csv(lines)
 
 
 def markdown(table: Table) -> str:
     """The whole table, cells of ConvNeXt / AudioProtoPNet / APEX."""
-    head = ["trained on", *table, "aEER", "aEER, paper"]
-    lines = [_row(head), _row(["---"] * len(head))]
-    lines += [_row([trained, *_cells(table, trained)]) for trained in table]
     titles = " / ".join(methods.TITLES.values())
-    return f"EER in %, {titles}; columns: tested on.\n\n" + "\n".join(lines) + "\n"
+    return f"EER in %, {titles}; columns: tested on.\n\n" + layout.markdown(
+        _rows(table)
+    )
 
 
 def latex(table: Table) -> str:
     """The whole table for a paper, with booktabs."""
-    columns = "l" + "c" * (len(table) + 2)
-    head = [r"Trained on", *map(_escaped, table), "aEER", "aEER, paper"]
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _line(head), r"\midrule"]
-    lines += [
-        _line([_escaped(trained), *_cells(table, trained)]).replace(NONE, "--")
-        for trained in table
-    ]
     titles = " / ".join(methods.TITLES.values())
-    lines += [r"\bottomrule", r"\end{tabular}", f"% EER in percent: {titles}"]
-    return "\n".join(lines) + "\n"
+    return layout.latex(_rows(table)) + f"% EER in percent: {titles}\n"
+
+
+def _rows(table: Table) -> list[list[str]]:
+    head = ["trained on", *table, "aEER", "aEER, paper"]
+    return [head, *([trained, *_cells(table, trained)] for trained in table)]
 
 
 def cell(table: Table, method: str, trained: str, tested: str) -> float | None:
@@ -112,19 +103,7 @@ def _cells(table: Table, trained: str) -> list[str]:
 
 
 def _percent(value: float | None) -> str:
-    return NONE if value is None else f"{value:.1f}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return rf"{' & '.join(cells)} \\"
-
-
-def _escaped(name: str) -> str:
-    return name.replace("_", r"\_")
+    return layout.NONE if value is None else f"{value:.1f}"
 
 
 # Table 2: mean EER in %, trained on HiFi-GAN, regions hidden; random ones left blank.
@@ -151,13 +130,13 @@ def masked_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 _percent(random["mean"]),
                 _percent(random["std"]),
                 "",
-                NONE,
+                layout.NONE,
             ),
             (
                 f"{title}, APEX",
                 _percent(found["apex"]),
                 "",
-                NONE if found["p"] is None else f"{found['p']:.3f}",
+                layout.NONE if found["p"] is None else f"{found['p']:.3f}",
                 _percent(PAPER_MASKED[scheme]),
             ),
         ]
@@ -178,24 +157,17 @@ def masked_terminal(results: Mapping[str, Any]) -> str:
 
 def masked_csv(results: Mapping[str, Any]) -> str:
     """As shown."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([_MASKED_HEAD, *masked_rows(results)])
-    return text.getvalue()
+    return layout.as_csv([_MASKED_HEAD, *masked_rows(results)])
 
 
 def masked_markdown(results: Mapping[str, Any]) -> str:
     """As shown."""
-    lines = [_MASKED_HEAD, ["---"] * len(_MASKED_HEAD), *masked_rows(results)]
-    return "\n".join(map(_row, lines)) + "\n"
+    return layout.markdown([_MASKED_HEAD, *masked_rows(results)])
 
 
 def masked_latex(results: Mapping[str, Any]) -> str:
     """As shown, with booktabs."""
-    head = [part.replace("±", r"$\pm$") for part in _MASKED_HEAD]
-    body = [_line(row).replace(NONE, "--") for row in masked_rows(results)]
-    begin = [r"\begin{tabular}{lcccc}", r"\toprule", _line(head), r"\midrule"]
-    return "\n".join([*begin, *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    return layout.latex([_MASKED_HEAD, *masked_rows(results)])
 
 
 MASKED = {"csv": masked_csv, "md": masked_markdown, "tex": masked_latex}

@@ -1,0 +1,1 @@
+"""BirdSet, birds in soundscapes; `__main__` is the experiment's command line."""

@@ -1,0 +1,290 @@
+"""What both tables need of BirdSet: its clips, the networks, U.
+
+In come the options; out come networks with their classes, and explainers. What an
+earlier run of the same settings has finished is taken from where it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from apex_jax import (
+    audio,
+    cache,
+    checkpoint,
+    data,
+    explain,
+    fit,
+    runs,
+    schemes,
+)
+from apex_jax.models import audioprotopnet as prototypes
+from apex_jax.models import convnext
+from experiments import methods
+from experiments.birdset import corpus, labels, options
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Networks:
+    """Trained networks and what they expect.
+
+    Attributes:
+      classifier: the ConvNeXt.
+      class_names: its eBird codes.
+      other: the AudioProtoPNet, None where it was not asked for.
+      other_names: its eBird codes.
+      front_end: of both.
+    """
+
+    classifier: convnext.ConvNeXt
+    class_names: tuple[str, ...]
+    other: prototypes.AudioProtoPNet | None
+    other_names: tuple[str, ...]
+    front_end: audio.FrontEnd
+
+    def restricted(self, names: Sequence[str], what: str) -> Networks:
+        """The same networks with a test set's classes alone, in its order."""
+        own = labels.positions(self.class_names, names, what)
+        other = self.other
+        if other is not None:
+            at = labels.positions(self.other_names, names, what)
+            other = prototypes.restrict(other, at)
+        return dataclasses.replace(
+            self,
+            classifier=convnext.restrict(self.classifier, own),
+            class_names=tuple(names),
+            other=other,
+            other_names=tuple(names),
+        )
+
+
+def read(
+    config: options.Config,
+    name: str,
+    split: corpus.Split,
+    class_names: Sequence[str],
+    skip_log: data.SkipLog,
+) -> tuple[data.Clip, ...]:
+    """Clips of a subset; says what of them could not be used."""
+    skipped = len(skip_log)
+    part = corpus.read(
+        config.data_dir,
+        name,
+        split,
+        class_names,
+        own_names=labels.read(config.labels, name),
+        class_limit=config.class_limit,
+        event_limit=config.event_limit,
+        seed=config.seed,
+        unpack_dir=config.unpack_dir,
+        skip_log=skip_log,
+    )
+    runs.report(name, f"{len(part.clips):,} clips ({split})")
+    if part.unknown:
+        runs.report(
+            "",
+            f"{len(part.unknown)} birds are not among the {len(class_names):,} "
+            f"classes: {', '.join(list(part.unknown)[:5])}"
+            + ", ..."
+            * (len(part.unknown) > 5),
+        )
+    if len(skip_log) > skipped:
+        runs.report("", f"{len(skip_log) - skipped} files are missing or broken")
+    return part.clips
+
+
+def get(
+    config: options.Config,
+    output: Path,
+    mesh: jax.sharding.Mesh,
+    skip_log: data.SkipLog,
+    *,
+    with_other: bool,
+) -> Networks:
+    """The networks of the options: given, trained before, or trained now.
+
+    Args:
+      config: what is asked for.
+      output: the run's folder.
+      mesh: devices.
+      skip_log: takes files that cannot be read.
+      with_other: whether an AudioProtoPNet is wanted.
+    """
+    names, front_end = labels.read(config.labels, config.train_on), config.front_end
+    model = other = None
+    other_names = names
+    if config.weights is not None:
+        model, metadata = checkpoint.load_classifier(_inside(config.weights))
+        names = _names(config.weights, metadata["class_names"], names)
+        front_end = _front_end(metadata["front_end"], front_end)
+    if config.prototypes is not None and with_other:
+        other, metadata = checkpoint.load_audioprotopnet(config.prototypes)
+        other_names = _names(config.prototypes, metadata["class_names"], other_names)
+        if _front_end(metadata["front_end"], front_end) != front_end:
+            raise ValueError(
+                f"--prototypes {config.prototypes} has another front end than the "
+                "classifier; they are compared on the same spectrograms"
+            )
+    if model is None or (other is None and with_other):
+        problem = _problem(config, names, front_end, mesh, skip_log)
+        if model is None:
+            model = methods.train_convnext(output / "classifier", problem, config)
+        if other is None and with_other:
+            other = methods.train_prototypes(
+                output / "audioprotopnet", problem, config, model
+            )
+            other_names = names
+    return Networks(
+        classifier=model,
+        class_names=names,
+        other=other,
+        other_names=other_names,
+        front_end=front_end,
+    )
+
+
+def explained(
+    config: options.Config,
+    output: Path,
+    networks: Networks,
+    mesh: jax.sharding.Mesh,
+    skip_log: data.SkipLog,
+) -> tuple[methods.Problem, data.Splits, Networks]:
+    """The clips that U is learned on, and the networks with their classes."""
+    names = labels.read(config.labels, config.explain_on)
+    names = tuple(name for name in names if name in set(networks.class_names))
+    restricted = dataclasses.replace(networks, other=None).restricted(
+        names, config.explain_on
+    )
+    clips = read(config, config.explain_on, "train", names, skip_log)
+    if config.explain_clips is not None and config.explain_clips < len(clips):
+        rng = np.random.default_rng(config.seed)
+        chosen = np.sort(rng.choice(len(clips), config.explain_clips, replace=False))
+        clips = tuple(clips[i] for i in chosen)
+    splits = data.Splits(train=list(clips), validation=[], test=[])
+    problem = methods.Problem(
+        splits=splits,
+        class_names=names,
+        activation="sigmoid",
+        front_end=networks.front_end,
+        mesh=mesh,
+        skip_log=skip_log,
+    )
+    return problem, splits, restricted
+
+
+def learn(
+    config: options.Config,
+    key: jax.Array,
+    output: Path,
+    problem: methods.Problem,
+    networks: Networks,
+    cached: cache.Cached,
+    scheme: schemes.Scheme,
+) -> fit.Fit:
+    """U under a scheme, kept in the run's folder."""
+    classifier = convnext.as_classifier(
+        networks.classifier, networks.class_names, "sigmoid"
+    )
+    fitted = methods.fit_apex(
+        key,
+        problem,
+        config,
+        classifier,
+        cached,
+        scheme,
+        trained_on=f"BirdSet {config.train_on}",
+    )
+    explain.save(output, fitted.explainer, overwrite=True)
+    return fitted
+
+
+def features(
+    config: options.Config,
+    folder: Path,
+    problem: methods.Problem,
+    networks: Networks,
+    scheme: schemes.Scheme,
+) -> cache.Cached:
+    """Features of the clips that U is learned on."""
+    learner = convnext.with_matmul_dtype(networks.classifier, config.matmul_dtype)
+    return methods.features(
+        folder,
+        problem,
+        config,
+        convnext.as_classifier(learner, networks.class_names, "sigmoid"),
+        problem.splits.train,
+        scheme,
+    )
+
+
+def _problem(
+    config: options.Config,
+    names: tuple[str, ...],
+    front_end: audio.FrontEnd,
+    mesh: jax.sharding.Mesh,
+    skip_log: data.SkipLog,
+) -> methods.Problem:
+    """Clips to train the networks on, and to validate them on."""
+    return methods.Problem(
+        splits=data.Splits(
+            train=list(read(config, config.train_on, "train", names, skip_log)),
+            validation=list(
+                read(config, config.validate_on, "test_5s", names, skip_log)
+            ),
+            test=[],
+        ),
+        class_names=names,
+        activation="sigmoid",
+        front_end=front_end,
+        background=()
+        if config.background is None
+        else corpus.backgrounds(config.background),
+        mesh=mesh,
+        skip_log=skip_log,
+    )
+
+
+def resolved(config: options.Config, output: Path) -> options.Config:
+    """What runs: without background recordings none are put behind clips."""
+    config = dataclasses.replace(
+        config, output_dir=output, scheme=schemes.parse(config.scheme)
+    )
+    if config.background is not None:
+        return config
+    trainings = {}
+    for name in ("train", "audioprotopnet"):
+        training = getattr(config, name)
+        if training.augment.needs_background:
+            augment = dataclasses.replace(training.augment, background=0, no_call=0)
+            trainings[name] = dataclasses.replace(training, augment=augment)
+    return dataclasses.replace(config, **trainings)
+
+
+def _inside(weights: Path) -> Path:
+    """A run's classifier, where the run itself is named."""
+    return weights / "classifier" if (weights / "classifier").is_dir() else weights
+
+
+def _names(
+    path: Path, found: Sequence[str], listed: tuple[str, ...]
+) -> tuple[str, ...]:
+    """A checkpoint's classes; those of the list where it has but numbers."""
+    if all(name.isdigit() for name in found):
+        if len(found) != len(listed):
+            raise ValueError(
+                f"{path} has {len(found)} classes without names, --train-on's list has "
+                f"{len(listed)}; name the subset that it was trained on"
+            )
+        runs.say(f"{path} has no class names; taken as --train-on's list has them")
+        return listed
+    return tuple(found)
+
+
+def _front_end(stored: dict | None, asked: audio.FrontEnd) -> audio.FrontEnd:
+    return asked if stored is None else audio.FrontEnd.from_dict(stored)

@@ -1,0 +1,143 @@
+"""The paper's Table 4: regions hidden on SNE under each of the four schemes."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import numpy as np
+
+from apex_jax import (
+    checkpoint,
+    data,
+    explain,
+    hosts,
+    masking,
+    metrics,
+    objective,
+    progress,
+    runs,
+    schemes,
+    significance,
+)
+from apex_jax import classifier as classifier_lib
+from apex_jax import mesh as mesh_lib
+from apex_jax.models import convnext
+from experiments import methods
+from experiments.birdset import labels, networks, options, tables
+
+TEST = "SNE"
+PERMUTATIONS = 1000
+
+
+def main(config: options.Config) -> dict[str, Any]:
+    """Fills the table, writes it in every form, and returns `results.json`."""
+    config.check()
+    output = config.output_dir or Path("runs") / "birdset-table4"
+    config = networks.resolved(config, output)
+    (name, *others) = config.test_on or (TEST,)
+    if others:
+        raise ValueError(
+            f"--table 4 is of one test set; --test-on names {1 + len(others)}"
+        )
+    names = labels.read(config.labels, name)
+    stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
+    mesh = mesh_lib.make()
+    again = runs.claim(output, config)
+    with stages("train"):
+        trained = networks.get(config, output, mesh, skip_log, with_other=False)
+    own = trained.restricted(names, name)
+    clips = networks.read(config, name, "test_5s", names, skip_log)
+    with stages("features"):
+        problem, _, small = networks.explained(config, output, trained, mesh, skip_log)
+        # Whole maps, which serve every scheme.
+        cached = networks.features(config, output / "cache", problem, small, "square")
+    fit_key, mask_key = jax.random.split(jax.random.key(config.seed))
+    found: dict[str, Any] = {}
+    for scheme in get_args(schemes.Scheme):
+        file = output / scheme / "results.json"
+        if again and hosts.collect(file.exists())[0]:
+            runs.say(f"{scheme}: finished before, in {file.parent}")
+        else:
+            with stages(scheme):
+                fitted = networks.learn(
+                    config, fit_key, output / scheme, problem, small, cached, scheme
+                )
+                row = _masked(
+                    mask_key, config, problem, own, fitted.explainer, clips
+                ) | {"purity": dataclasses.asdict(fitted.history)}
+            runs.write_json(file, row)
+            hosts.barrier(f"hidden {scheme}")
+        found[scheme] = runs.read_json(file)
+    results = {
+        "table": 4,
+        "test_on": name,
+        "train_on": config.train_on,
+        "explain_on": config.explain_on,
+        "schemes": found,
+        "draws": config.mask_draws,
+        "paper": tables.PAPER_MASKED,
+        "skipped_files": len(skip_log),
+        **stages.to_dict(),
+        "seed": config.seed,
+        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "versions": dict(checkpoint.versions()),
+    }
+    if hosts.is_primary():
+        skip_log.write_csv(output / "skipped.csv")
+        for ending, write in tables.MASKED.items():
+            text = write(results)
+            (output / f"table4.{ending}").write_text(text, encoding="utf-8")
+    runs.write_json(output / "results.json", results)
+    runs.say(tables.masked_terminal(results))
+    runs.say(f"written to  {output}, table4.csv, .md and .tex")
+    return results
+
+
+def _masked(
+    key: jax.Array,
+    config: options.Config,
+    problem: methods.Problem,
+    own: networks.Networks,
+    explainer: explain.Explainer,
+    clips: tuple[data.Clip, ...],
+) -> dict[str, Any]:
+    """CmAP with nothing hidden, APEX's regions hidden, random regions hidden."""
+    with progress.bar("masking study", len(clips), "clip") as on_progress:
+        study = masking.study(
+            key,
+            convnext.as_classifier(own.classifier, own.class_names, "sigmoid"),
+            explainer.transform,
+            clips,
+            problem.front_end,
+            scheme=explainer.scheme,
+            draws=config.mask_draws,
+            batch_size=config.batch_size,
+            on_progress=on_progress,
+            **problem.common,
+        )
+    read = [clips[i] for i in study.index]
+    target = objective.targets(read, len(own.class_names)).astype(bool)
+
+    def cmap(logits: np.ndarray) -> float:
+        probability = classifier_lib.probabilities(logits, "sigmoid")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*classes have no positives")
+            return metrics.mean_average_precision(target, probability)
+
+    random = [cmap(logits) for logits in study.random]
+    return {
+        "clips": len(read),
+        "none": cmap(study.none),
+        "apex": cmap(study.apex),
+        "random": {"mean": float(np.mean(random)), "std": float(np.std(random))},
+        "p_value": significance.p_value(
+            lambda logits: -cmap(logits),
+            study.apex,
+            study.random,
+            permutations=PERMUTATIONS,
+        ),
+    }

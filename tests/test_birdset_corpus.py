@@ -1,0 +1,311 @@
+"""Copies of BirdSet in three layouts: the same clips from each, and what real ones lack.
+
+The sounds are synthetic; the layouts are those of the release.
+"""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import soundfile
+
+from apex_jax import audio, data
+from experiments.birdset import corpus, labels, make_copy, unpack
+
+LAYOUTS = ("archives", "files", "embedded")
+CLASSES = ("chaffinch", "owl", "wren")
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """Three classes of short tones, 44.1 kHz, one file in stereo."""
+    root = tmp_path_factory.mktemp("sounds")
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (root / name).mkdir()
+        for number in range(16):
+            at = np.arange(int(44_100 * rng.uniform(1.5, 7))) / 44_100
+            tone = np.sin(2 * np.pi * (500 + 700 * label) * at) * rng.uniform(0.1, 0.9)
+            wave = np.stack([tone, tone]).T if number == 0 else tone
+            soundfile.write(root / name / f"{number:02d}.wav", wave, 44_100)
+    return root
+
+
+@pytest.fixture(scope="module")
+def copies(sounds, tmp_path_factory):
+    root = tmp_path_factory.mktemp("copies")
+    for layout in LAYOUTS:
+        make_copy.main(
+            make_copy.Config(
+                sounds=sounds, output=root / layout, layout=layout, subsets=("HSN",)
+            )
+        )
+    return root
+
+
+def read(root, name="XCM", split="train", skip_log=None, **options):
+    folder = root / "labels"
+    names = labels.read(folder, "XCM")
+    return corpus.read(
+        root,
+        name,
+        split,
+        names,
+        own_names=labels.read(folder, name),
+        skip_log=data.SkipLog(strict=True) if skip_log is None else skip_log,
+        **options,
+    )
+
+
+def told(part, root):
+    """What a part's clips are, wherever their files lie."""
+    return sorted(
+        (clip.path.name, clip.labels, clip.offset_s, clip.within) for clip in part.clips
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "test_5s"])
+def test_every_layout_gives_the_same_clips(split, copies):
+    name = "XCM" if split == "train" else "HSN"
+    parts = [read(copies / layout, name, split) for layout in LAYOUTS]
+    first = told(parts[0], copies)
+    assert len(first) > 6
+    for part in parts[1:]:
+        assert told(part, copies) == first
+    waves = [
+        sorted(audio.load(clip.path, 32_000).tobytes() for clip in part.clips)
+        for part in parts
+    ]
+    assert waves[0] == waves[1] == waves[2]
+
+
+def test_labels_are_positions_in_the_list_asked_for(copies):
+    """The subsets' own lists are in other orders."""
+    root = copies / "files"
+    whole, own = (
+        labels.read(root / "labels", "XCM"),
+        labels.read(root / "labels", "HSN"),
+    )
+    assert whole != own
+    assert sorted(whole) == sorted(own)
+    part = read(root, "HSN", "test_5s")
+    table = pyarrow.parquet.read_table(root / "HSN" / "HSN_metadata_test_5s.parquet")
+    wanted = {
+        row["filepath"]: row["ebird_code_multilabel"] for row in table.to_pylist()
+    }
+    sizes = set()
+    for clip in part.clips:
+        assert {whole[i] for i in clip.labels} == set(wanted[clip.path.name])
+        sizes.add(len(clip.labels))
+    assert sizes == {0, 1, 2}  # no call, one bird, two
+
+
+def test_clips_lie_around_their_event(copies):
+    part = read(copies / "files")
+    table = pyarrow.parquet.read_table(
+        copies / "files" / "XCM" / "XCM_metadata.parquet"
+    )
+    rows = {row["filepath"]: row for row in table.to_pylist()}
+    seen = set()
+    for clip in part.clips:
+        found = rows[clip.path.name]["detected_events"]
+        first, end = clip.within
+        start, stop = found[0] if found else (0.0, 5.0)
+        assert first <= start
+        assert end >= min(stop, rows[clip.path.name]["length"]) - 1e-9
+        assert end - first <= max(8.0, stop - start) + 1e-9
+        assert clip.group == clip.path.name
+        seen.add(bool(found))
+    assert seen == {True, False}
+    assert len({clip.path for clip in part.clips}) == len(part.clips)
+
+
+def test_unpacked_once(copies, monkeypatch, tmp_path):
+    root = copies / "archives"
+    read(root, unpack_dir=tmp_path)
+    files = sorted(p.name for p in (tmp_path / "XCM").glob("*.ogg"))
+    assert files
+
+    def never(*_):
+        raise AssertionError("unpacked again")
+
+    monkeypatch.setattr(unpack, "_members", never)
+    read(root, unpack_dir=tmp_path)
+    assert not list((tmp_path / "XCM").glob("*.part"))
+
+
+def test_members_stay_in_their_folder(tmp_path):
+    """Whatever they are called; links and what is no sound are left."""
+    folder = tmp_path / "HSN"
+    folder.mkdir()
+    with tarfile.open(folder / "HSN_test5s_shard_0001.tar.gz", "w:gz") as tar:
+        for name in ("../../evil.ogg", "/abs/root.ogg", "..\\win.ogg", "a/b/fine.ogg",
+                     "script.sh", ".hidden.ogg"):  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b"abc"))
+        link = tarfile.TarInfo("link.ogg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    into = tmp_path / "into"
+    log = data.SkipLog(strict=True)
+    unpack.sounds(folder, "HSN", "test_5s", [], into, log)
+    names = {p.name for p in into.iterdir() if p.suffix == ".ogg"}
+    assert names == {"evil.ogg", "root.ogg", "win.ogg", "fine.ogg"}
+    assert {p.name for p in tmp_path.iterdir()} == {"HSN", "into"}
+
+
+def test_a_broken_archive_is_noted_and_tried_again(copies, tmp_path):
+    shard = next((copies / "archives" / "XCM").glob("*_0001.tar.gz"))
+    folder = tmp_path / "XCM"
+    folder.mkdir()
+    cut = folder / shard.name
+    cut.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    log = data.SkipLog()
+    unpack.sounds(folder, "XCM", "train", [], tmp_path / "into", log)
+    ((path, reason),) = log.entries()
+    assert path == str(cut)
+    assert "broken archive" in reason
+    some = len(list((tmp_path / "into").glob("*.ogg")))
+    cut.write_bytes(shard.read_bytes())
+    unpack.sounds(folder, "XCM", "train", [], tmp_path / "into", data.SkipLog())
+    assert 0 <= some < len(list((tmp_path / "into").glob("*.ogg")))
+
+
+def write_rows(folder, rows, name="HSN", split="train"):
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, folder / f"{name}_metadata_{split}.parquet")
+
+
+def tone(path, seconds=6.0):
+    at = np.arange(int(32_000 * seconds)) / 32_000
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * 900 * at), 32_000)
+
+
+NAMES = ("a", "b", "c")
+
+
+def small(root, rows, split="train", skip_log=None, names=NAMES):
+    write_rows(root / "HSN", rows, split=split)
+    return corpus.read(
+        root,
+        "HSN",
+        split,
+        names,
+        own_names=("c", "a"),
+        skip_log=data.SkipLog() if skip_log is None else skip_log,
+    )
+
+
+def test_what_real_copies_lack_is_tolerated(tmp_path):
+    folder = tmp_path / "HSN"
+    folder.mkdir()
+    for name in ("whole", "nulls", "unknown", "partly"):
+        tone(folder / f"{name}.ogg")
+    base = {
+        "filepath": "whole.ogg",
+        "start_time": None,
+        "ebird_code": "a",
+        "ebird_code_multilabel": ["a"],
+        "length": 6,
+        "detected_events": [[1.0, 2.0]],
+        "event_cluster": [-1],
+    }
+    rows = [
+        base,
+        {**base, "filepath": "deep/in/nulls.ogg", "detected_events": None,
+         "event_cluster": None, "ebird_code_multilabel": None, "length": None,
+         "start_time": float("nan")},
+        {**base, "filepath": "missing.ogg"},
+        {**base, "filepath": "unknown.ogg", "ebird_code": "zz",
+         "ebird_code_multilabel": ["zz"]},
+        {**base, "filepath": "partly.ogg", "ebird_code_multilabel": ["a", "zz", "b"]},
+    ]  # fmt: skip
+    log = data.SkipLog()
+    part = small(tmp_path, rows, skip_log=log)
+    assert [(c.path.name, c.labels) for c in part.clips] == [
+        ("whole.ogg", (0,)),
+        ("nulls.ogg", (0,)),
+        ("partly.ogg", (0, 1)),
+    ]
+    assert part.clips[1].within == (0.0, 6.5)  # the first five seconds, widened
+    assert part.unknown == {"zz": 2}
+    assert [path.rpartition("/")[2] for path, _ in log.entries()] == ["missing.ogg"]
+
+
+def test_test_clips_without_a_known_bird_are_kept(tmp_path):
+    folder = tmp_path / "HSN"
+    folder.mkdir()
+    rows = []
+    for name, codes in (("none", []), ("unknown", ["zz"]), ("b", ["b"])):
+        tone(folder / f"{name}.ogg", 5.0)
+        rows.append(
+            {
+                "filepath": f"{name}.ogg",
+                "start_time": 0.0,
+                "ebird_code": None,
+                "ebird_code_multilabel": codes,
+                "length": 5,
+            }  # fmt: skip
+        )
+    part = small(tmp_path, rows, split="test_5s")
+    assert [clip.labels for clip in part.clips] == [(), (), (1,)]
+    assert part.unknown == {"zz": 1}
+
+
+def test_numbers_are_codes_of_the_subsets_own_list(tmp_path):
+    tone(tmp_path / "x.ogg")
+    (tmp_path / "HSN").mkdir()
+    (tmp_path / "x.ogg").rename(tmp_path / "HSN" / "x.ogg")
+    row = {"filepath": "x.ogg", "ebird_code": 0, "ebird_code_multilabel": [0, 1]}
+    part = small(tmp_path, [row])
+    assert part.clips[0].labels == (0, 2)  # c and a, of a, b, c
+    with pytest.raises(ValueError, match="class 7 of 2"):
+        small(tmp_path, [{**row, "ebird_code": 7}])
+
+
+def test_refused(tmp_path, copies):
+    log = data.SkipLog()
+    with pytest.raises(ValueError, match="has no folder HSN"):
+        corpus.read(
+            tmp_path, "HSN", "train", NAMES, own_names=NAMES, skip_log=log
+        )  # fmt: skip
+    (tmp_path / "HSN").mkdir()
+    with pytest.raises(ValueError, match=r"neither HSN_metadata_train\.parquet nor"):
+        corpus.read(tmp_path, "HSN", "train", NAMES, own_names=NAMES, skip_log=log)
+    (tmp_path / "HSN" / "HSN_metadata_train.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(ValueError, match="cannot be read as parquet"):
+        corpus.read(tmp_path, "HSN", "train", NAMES, own_names=NAMES, skip_log=log)
+    row = {"filepath": "gone.ogg", "ebird_code": "a", "ebird_code_multilabel": ["a"]}
+    with pytest.raises(ValueError, match="of 1 rows of train with a known bird none"):
+        small(tmp_path, [row])
+    with pytest.raises(ValueError, match="not empty"):
+        make_copy.main(make_copy.Config(sounds=tmp_path, output=copies))
+
+
+# --- class lists
+
+
+def test_a_list_by_its_numbers(tmp_path):
+    file = tmp_path / "HSN_ebird_codes.json"
+    file.write_text(json.dumps({"label2id": {"x": 2, "y": 0, "z": 1}}))
+    assert labels.read(tmp_path, "HSN") == ("y", "z", "x")
+    assert labels.positions(("a", "x", "z", "y"), ("y", "z", "x"), "HSN") == [3, 2, 1]
+    with pytest.raises(ValueError, match=r"no class b, c of HSN's 3"):
+        labels.positions(("a",), ("a", "b", "c"), "HSN")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"label2id": {"a": 1}}', '{"label2id": {}}']
+)
+def test_a_list_that_is_none(content, tmp_path):
+    (tmp_path / "HSN.json").write_text(content)
+    with pytest.raises(ValueError, match=r"no list of BirdSet's|number its codes"):
+        labels.read(tmp_path, "HSN")
+    with pytest.raises(ValueError, match="has no SNE_ebird_codes"):
+        labels.read(tmp_path, "SNE")
