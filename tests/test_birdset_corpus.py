@@ -1,4 +1,4 @@
-"""Copies of BirdSet in three layouts: the same clips from each, and what real ones lack.
+"""Copies of BirdSet in three layouts: the same clips from each; what real ones lack.
 
 The sounds are synthetic; the layouts are those of the release.
 """
@@ -251,7 +251,7 @@ def test_test_clips_without_a_known_bird_are_kept(tmp_path):
                 "ebird_code": None,
                 "ebird_code_multilabel": codes,
                 "length": 5,
-            }  # fmt: skip
+            }
         )
     part = small(tmp_path, rows, split="test_5s")
     assert [clip.labels for clip in part.clips] == [(), (), (1,)]

@@ -261,7 +261,7 @@ def resolved(config: options.Config, output: Path) -> options.Config:
     for name in ("train", "audioprotopnet"):
         training = getattr(config, name)
         if training.augment.needs_background:
-            augment = dataclasses.replace(training.augment, background=0, no_call=0)
+            augment = dataclasses.replace(training.augment, background=0.0, no_call=0.0)
             trainings[name] = dataclasses.replace(training, augment=augment)
     return dataclasses.replace(config, **trainings)
 

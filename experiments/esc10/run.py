@@ -48,10 +48,7 @@ def main(config: options.Config) -> dict[str, Any]:
             f"{', '.join(map(str, sorted(set(folds))))}"
         )
     again = runs.claim(output, config)
-    clips = [
-        dataclasses.replace(clip, group=Path(clip.path).stem.rpartition("-")[0])
-        for clip in clips
-    ]
+    clips = [of_source(clip) for clip in clips]
     for fold in config.folds:
         folder = output / f"fold{fold}"
         runs.say(f"\nfold {fold}")
@@ -91,6 +88,11 @@ def fold_of(clip: data.Clip) -> int:
             "not begin with a fold"
         )
     return int(first)
+
+
+def of_source(clip: data.Clip) -> data.Clip:
+    """The clip in the group of its source recording: all takes, as 1-26806-A and B."""
+    return dataclasses.replace(clip, group=Path(clip.path).stem.rpartition("-")[0])
 
 
 def split(

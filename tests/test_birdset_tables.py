@@ -1,0 +1,212 @@
+"""Tables 3 and 4 in miniature: small copies in, every cell against plain scores."""
+
+import csv
+import functools
+import json
+
+import numpy as np
+import pytest
+import test_birdset_corpus
+
+from apex_jax import audio, checkpoint, objective, optimize, settings, train
+from apex_jax.models import audioprotopnet, convnext
+from experiments import methods
+from experiments.birdset import labels, networks, options, table3, table4, tables
+
+sounds, copies = test_birdset_corpus.sounds, test_birdset_corpus.copies
+FRONT_END = audio.FrontEnd(
+    sample_rate=16_000, clip_s=5.0, n_fft=1024, hop_length=2500, n_mels=24
+)
+
+
+def config(root, output, **changes):
+    return options.Config(
+        **{
+            "data_dir": root,
+            "labels": root / "labels",
+            "train_on": "XCM",
+            "test_on": ("HSN", "POW"),
+            "output_dir": output,
+            "mask_draws": 2,
+            "batch_size": 8,
+            "front_end": FRONT_END,
+            "train": settings.Training(
+                epochs=2, batch_size=8, learning_rate=1e-2, loss="asymmetric",
+                augment=options.AUGMENT,
+            ),
+            "audioprotopnet": settings.PrototypeTraining(epochs=2, batch_size=8),
+            "optimise": optimize.Config(
+                epochs=2, prototypes_start=4, prototypes_end=2, batch_size=16
+            ),
+        }
+        | changes
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_atto():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(convnext._SIZES, "atto", ((1,), (12,)))
+        patch.setattr(
+            train.Config, "optimiser", functools.cache(train.Config.optimiser)
+        )
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(copies, tmp_path_factory, small_atto):
+    output = tmp_path_factory.mktemp("runs") / "table3"
+    return table3.main(config(copies / "archives", output)), output
+
+
+@pytest.mark.slow
+def test_table_3(done, copies):
+    results, output = done
+    assert list(results["tests"]) == ["HSN", "POW"]
+    for name, row in results["tests"].items():
+        assert row["classes"] == 4
+        assert "nobird1" in row["classes_without_positives"]
+        assert row["without_birds"] > 0
+        assert row["invariance"]["changed_predictions"] == 0
+        for score in tables.SCORES:
+            values = {m: row["scores"][m][score] for m in methods.TITLES}
+            assert values["apex"] == pytest.approx(values["classifier"], abs=1e-6)
+            assert 0 <= values["audioprotopnet"] <= 1
+        assert row["scores"]["apex"]["auroc"] > row["scores"]["apex"]["auroc_zero"]
+        # The cell once more, from the kept network.
+        model, metadata = checkpoint.load_classifier(output / "classifier")
+        names = labels.read(copies / "archives" / "labels", name)
+        assert metadata["class_names"] != list(names)
+        at = [metadata["class_names"].index(code) for code in names]
+        part = test_birdset_corpus.read(copies / "archives", name, "test_5s")
+        target = objective.targets(part.clips, 4)[:, at]
+        waves = np.stack([audio.load_clip(c.path, FRONT_END) for c in part.clips])
+        logits = np.asarray(model(audio.spectrogram(FRONT_END, waves)))[:, at]
+        found = table3.scores(target.astype(bool), logits)
+        for score, value in found.items():
+            assert row["scores"]["classifier"][score] == pytest.approx(value, abs=1e-4)
+    with (output / "table3.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * 3 * len(tables.SCORES)
+    known = next(
+        line
+        for line in lines
+        if (line["test_set"], line["method"], line["score"])
+        == ("HSN", "audioprotopnet", "cmap")
+    )
+    assert known["paper"] == "0.55"
+    shown = tables.scored_terminal(results)
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.slow
+def test_what_is_finished_is_not_done_again(done, copies, monkeypatch, capsys):
+    results, output = done
+    (output / "results.json").unlink()
+
+    def never(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(train, "run", never)
+    again = table3.main(config(copies / "archives", output))
+    assert capsys.readouterr().out.count("finished before") == 2
+    assert again["tests"] == results["tests"]
+
+
+@pytest.mark.slow
+def test_table_4_on_the_same_network(done, copies, tmp_path):
+    _, output = done
+    results = table4.main(
+        config(
+            copies / "archives",
+            tmp_path / "table4",
+            weights=output,
+            test_on=("HSN",),
+            explain_clips=12,
+        )
+    )
+    assert list(results["schemes"]) == ["square", "time", "frequency", "time_frequency"]
+    first = json.loads((output / "HSN" / "results.json").read_text())
+    for row in results["schemes"].values():
+        assert row["none"] == pytest.approx(first["scores"]["classifier"]["cmap"])
+        assert 0 < row["p_value"] <= 1
+    text = (tmp_path / "table4" / "table4.md").read_text()
+    assert f"{results['schemes']['time']['apex']:.3f}" in text
+    # The paper's numbers are of SNE, and stand beside no other set.
+    assert "| 0.28 |" not in text
+    shown = tables.masked_terminal({**results, "test_on": "SNE"})
+    assert "0.28" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.slow
+def test_networks_that_are_given(done, copies, tmp_path):
+    """The same cells from checkpoints, whose classes lie in another order."""
+    results, output = done
+    model, metadata = checkpoint.load_classifier(output / "classifier")
+    other, _ = checkpoint.load_audioprotopnet(output / "audioprotopnet")
+    turned = list(reversed(range(model.config.num_classes)))
+    names = [metadata["class_names"][i] for i in turned]
+    common = {"class_names": names, "front_end": metadata["front_end"]}
+    checkpoint.save_classifier(
+        tmp_path / "model", convnext.restrict(model, turned), **common
+    )
+    checkpoint.save_audioprotopnet(
+        tmp_path / "other", audioprotopnet.restrict(other, turned), **common
+    )
+    again = table3.main(
+        config(
+            copies / "files",
+            tmp_path / "again",
+            weights=tmp_path / "model",
+            prototypes=tmp_path / "other",
+            test_on=("HSN",),
+        )
+    )
+    for method in methods.TITLES:
+        found = again["tests"]["HSN"]["scores"][method]
+        wanted = results["tests"]["HSN"]["scores"][method]
+        assert found == pytest.approx(wanted, abs=1e-4)
+
+
+def test_without_background_recordings_none_are_put_behind(copies, tmp_path):
+    prototypes = settings.PrototypeTraining(augment=options.AUGMENT)
+    asked = config(copies / "files", tmp_path, audioprotopnet=prototypes)
+    found = networks.resolved(asked, tmp_path)
+    for training in (found.train, found.audioprotopnet):
+        assert training.augment.background == training.augment.no_call == 0
+        assert training.augment.mix == 0.8
+    kept = networks.resolved(
+        config(copies / "files", tmp_path, background=tmp_path), tmp_path
+    )
+    assert kept.train.augment == options.AUGMENT
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test_on": ()}, "names no subset"),
+        ({"test_on": ("NES",)}, "has no NES_ebird_codes"),
+        ({"class_limit": 0}, "--class-limit must be at least 1"),
+        ({"train_on": "XCL"}, "has no XCL_ebird_codes"),
+    ],
+)
+def test_refused(changes, message, copies, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        table3.main(config(copies / "files", tmp_path / "out", **changes))
+
+
+def test_table_4_is_of_one_set(copies, tmp_path):
+    with pytest.raises(ValueError, match="of one test set; --test-on names 2"):
+        table4.main(config(copies / "files", tmp_path / "out"))
+
+
+def test_scores_of_absent_classes():
+    """By hand: class 0 ranked perfectly, class 1 absent, class 2 everywhere."""
+    target = np.array([[1, 0, 1], [0, 0, 1], [0, 0, 1]], bool)
+    logits = np.array([[2.0, 0, 3], [1, 0, 0], [0, 0, 0]])
+    found = table3.scores(target, logits)
+    assert found["cmap"] == pytest.approx(1.0)
+    assert found["auroc"] == pytest.approx(1.0)
+    assert found["auroc_zero"] == pytest.approx(1 / 3)
+    assert found["t1"] == pytest.approx(1 / 3)
