@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from apex_jax import explanation, frontend, schemes
+from apex_jax import audio, data, explanation, frontend, look, schemes
+from apex_jax import audioprotopnet as training
 from apex_jax.models import audioprotopnet
 
 PERCENTILE = 95
@@ -90,6 +91,147 @@ def matches(
                 weight=float(weight[j]),
                 heatmap=normalised(heat),
                 area=explanation.area_of(box(heat), front_end),
+            )
+        )
+    return tuple(found)
+
+
+def explain(
+    model: audioprotopnet.AudioProtoPNet,
+    class_names: tuple[str, ...],
+    front_end: audio.FrontEnd,
+    sound: look.Sound,
+    *,
+    sample_rate: int | None = None,
+    offset_s: float = 0.0,
+    target: str | int | None = None,
+    num: int = 4,
+    nearest: training.Nearest | None = None,
+    num_examples: int = 5,
+) -> explanation.Explanation:
+    """Why an AudioProtoPNet says what it says of a clip, as APEX would be asked.
+
+    Reports, sounds of regions and archives take it like any other. Its channels are
+    the class's prototypes, their regions boxes, their examples the nearest clips.
+
+    Args:
+      model: the network.
+      class_names: in the order of the logits.
+      front_end: settings of the spectrogram.
+      sound: a file, a waveform or a spectrogram.
+      sample_rate: of a waveform, Hz.
+      offset_s: where in the sound the clip starts.
+      target: name or index of the class to explain; None for the most likely one.
+      num: prototypes shown, at most.
+      nearest: from `audioprotopnet.nearest`; None shows no training clips.
+      num_examples: training clips of each, at most.
+
+    Raises:
+      AudioError: the sound, or a training clip, cannot be used.
+      ValueError: no such class.
+    """
+    network = audioprotopnet.as_classifier(model, class_names)
+    (seen,) = look.looks(
+        network, front_end, [(sound, offset_s)], sample_rate=sample_rate
+    )
+    assert seen.spectrogram is not None  # it was made from the sound
+    predicted = int(np.argmax(seen.logits))
+    wanted = _index(class_names, predicted if target is None else target)
+    found = matches(
+        model, class_names, seen.spectrogram, target=wanted, front_end=front_end
+    )
+    channels = tuple(
+        explanation.Channel(
+            index=match.prototype,
+            contribution=match.contribution,
+            location=(schemes.ALL, schemes.ALL),  # of the finer map, and no cell
+            areas=(match.area,),
+            heatmap=match.heatmap.astype(np.float32),
+            prototypes=_examples(
+                model, class_names, front_end, match, nearest, num_examples
+            ),
+        )
+        for match in found[:num]
+    )
+    # By prototype: those of other classes add nothing.
+    contributions = np.zeros(len(class_names) * model.config.num_prototypes, np.float32)
+    for match in found:
+        contributions[match.prototype] = match.contribution
+    total = float(contributions.sum())
+    shown = sum(channel.contribution for channel in channels)
+    return explanation.Explanation(
+        source=seen.source,
+        offset_s=seen.offset_s,
+        sound_s=seen.sound_s,
+        waveform=seen.waveform,
+        sample_rate=seen.sample_rate,
+        class_names=tuple(class_names),
+        activation="sigmoid",
+        logits=seen.logits,
+        predicted=predicted,
+        target=wanted,
+        method="audioprotopnet",
+        scheme="square",
+        front_end=front_end,
+        spectrogram=seen.spectrogram,
+        channels=channels,
+        contributions=contributions,
+        evidence_share=shown / total if total else 1.0,
+    )
+
+
+def _index(class_names: tuple[str, ...], target: str | int) -> int:
+    if isinstance(target, str):
+        if target not in class_names:
+            raise ValueError(
+                f"target {target!r} is none of the classes {', '.join(class_names[:9])}"
+                f"{', ...' * (len(class_names) > 9)}"
+            )
+        return class_names.index(target)
+    return int(target)
+
+
+def _examples(
+    model: audioprotopnet.AudioProtoPNet,
+    class_names: tuple[str, ...],
+    front_end: audio.FrontEnd,
+    match: Match,
+    nearest: training.Nearest | None,
+    num: int,
+) -> tuple[explanation.Prototype, ...]:
+    """The training clips that come closest to a prototype, with their boxes."""
+    if nearest is None:
+        return ()
+    each = model.config.num_prototypes
+    found = []
+    for index in nearest.index[match.prototype, :num]:
+        if index < 0:
+            break
+        clip: data.Clip = nearest.clips[index]
+        pixels = look.spectrogram_of(
+            front_end, audio.load_clip(clip.path, front_end, clip.offset_s)
+        )
+        there = next(
+            one
+            for one in matches(
+                model,
+                class_names,
+                pixels,
+                target=match.prototype // each,
+                front_end=front_end,
+            )
+            if one.prototype == match.prototype
+        )
+        found.append(
+            explanation.Prototype(
+                clip=clip,
+                class_name=", ".join(class_names[label] for label in clip.labels),
+                activation=there.similarity,
+                purity=None,
+                location=(schemes.ALL, schemes.ALL),
+                areas=(there.area,),
+                spectrogram=pixels,
+                heatmap=there.heatmap.astype(np.float32),
             )
         )
     return tuple(found)

@@ -1,4 +1,4 @@
-"""Figures that set explanations side by side: the paper's Figures 3 to 6.
+"""Figures that set explanations side by side: the paper's Figures 3 to 7.
 
 In come explanations of the same clip, or prototypes of the same channels, on the host;
 out come matplotlib figures. `commands.figure` makes them from a run.
@@ -64,7 +64,7 @@ def before_after(
                 plot.prototype(axes, front_end, scheme, one, purity=True)
             for axes in line[len(ones) :]:
                 axes.set_axis_off()
-            mean = np.mean([one.purity for one in ones])
+            mean = np.mean([one.purity or 0.0 for one in ones])
             line[0].set_ylabel(
                 f"channel {channel}: purity {mean:.2f}\n{line[0].get_ylabel()}",
                 fontsize=plot.CAPTION,
@@ -103,6 +103,48 @@ def methods(results: Sequence[explanation.Explanation]) -> Figure:
     plot.colour_bar(image, list(grid[0]), "dB")
     plot.colour_bar(heated, list(grid[1]), "heat, share of its maximum")
     plot.name_axes(grid, first.front_end)
+    return figure
+
+
+def beside(results: Sequence[explanation.Explanation], *, num: int = 3) -> Figure:
+    """One clip explained by APEX and by AudioProtoPNet, each with examples (Fig. 7).
+
+    Each has a row: what its network says, the region of its strongest channel or
+    prototype, the heatmap, and the training clips that stand for it.
+
+    Args:
+      results: of the same clip; of each the first channel is shown.
+      num: training clips shown of each.
+    """
+    columns = 2 + num
+    height = plot.HEIGHT + 0.75
+    figure = plot.figure((plot.WIDTH * columns + 0.8, 0.4 + height * len(results)))
+    parts = figure.subfigures(len(results), 1, squeeze=False)[:, 0]
+    for part, result in zip(parts, results, strict=True):
+        channel, front_end = result.channels[0], result.front_end
+        title = {"audioprotopnet": "AudioProtoPNet", "apex": "APEX"}[result.method]
+        if result.method == "apex":
+            title += f", {plot.scheme_name(result.scheme)} scheme"
+        part.suptitle(f"{title}: {_says(result)}", fontsize=plot.TITLE)
+        grid = part.subplots(1, columns, squeeze=False)
+        clip, heat, *examples = grid[0]
+        image = plot.spectrogram(clip, front_end, _pixels(result))
+        clip.set_title(
+            f"{plot.channel_name(result, channel)}, adds "
+            f"{channel.contribution:+.2f}\n{plot.where(result.scheme, channel.areas)}",
+            fontsize=plot.CAPTION,
+        )
+        plot.heatmap(heat, front_end, channel.heatmap)
+        kind = "similarity map" if result.method == "audioprotopnet" else "heatmap"
+        heat.set_title(f"\n{kind}", fontsize=plot.CAPTION)
+        for axes in (clip, heat):
+            plot.areas(axes, channel.areas)
+        for axes, one in zip(examples, channel.prototypes, strict=False):
+            plot.prototype(axes, front_end, result.scheme, one)
+        for axes in examples[len(channel.prototypes) :]:
+            axes.set_axis_off()
+        plot.colour_bar(image, clip, "dB")
+        plot.name_axes(grid, front_end)
     return figure
 
 

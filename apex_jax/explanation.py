@@ -3,7 +3,8 @@
 An `Explanation` has `Channel`s, a channel has a region (`Area`s) in the clip and
 `Prototype`s, and each prototype has its own region in its own clip. All of them are
 immutable and pytrees whose leaves are the numbers. Grad-CAM and LIME answer in the
-same type, with one channel that has no prototypes.
+same type, with one channel that has no prototypes; of AudioProtoPNet the channels are
+its prototypes, and theirs the training clips that come closest.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jaxtyping import Array, Int
 from apex_jax import classifier as classifier_lib
 from apex_jax import data, disentangle, frontend, schemes
 
-Method = Literal["apex", "grad-cam", "lime"]
+Method = Literal["apex", "grad-cam", "lime", "audioprotopnet"]
 
 
 # A field that is part of a pytree's structure, not one of its leaves.
@@ -61,8 +62,9 @@ class Prototype:
     Attributes:
       clip: file, offset and class index.
       class_name: of the clip; several are joined by commas.
-      activation: `a_k`, the sum of the channel's map.
-      purity: of its prototype vector, in [-1, 1].
+      activation: `a_k`, the sum of the channel's map; for AudioProtoPNet the
+        similarity.
+      purity: of its prototype vector, in [-1, 1]; None for AudioProtoPNet.
       location: `(row, column)` of the feature map, `schemes.ALL` along an axis that
         the scheme leaves open.
       areas: its region by the scheme.
@@ -73,7 +75,7 @@ class Prototype:
     clip: data.Clip = dataclasses.field(metadata=STATIC)
     class_name: str = dataclasses.field(metadata=STATIC)
     activation: float
-    purity: float
+    purity: float | None
     location: tuple[int, int] = dataclasses.field(metadata=STATIC)
     areas: tuple[Area, ...] = dataclasses.field(metadata=STATIC)
     spectrogram: np.ndarray | None = dataclasses.field(repr=False)
@@ -86,7 +88,8 @@ class Channel:
     """One of the channels that contribute most.
 
     Attributes:
-      index: k; None where the heatmap belongs to no channel (Grad-CAM, LIME).
+      index: k, for AudioProtoPNet the prototype's number; None where the heatmap
+        belongs to no channel (Grad-CAM, LIME).
       contribution: to the explained class's logit, signed.
       location: `(row, column)` of the feature map, as in `Prototype`.
       areas: its region in the clip by the scheme.

@@ -143,7 +143,7 @@ def prototype(
     areas(axes, one.areas)
     lines = [name(str(one.clip.path), 34, one.clip.offset_s)]
     said = shortened(one.class_name, 20)
-    if purity:
+    if purity and one.purity is not None:
         said += f", purity {one.purity:.2f}"
     lines += [said, where(scheme, one.areas)]
     axes.set_title("\n".join(lines), fontsize=CAPTION)
@@ -260,5 +260,6 @@ def verdict(result: explanation.Explanation) -> str:
 def channel_name(result: explanation.Explanation, channel: explanation.Channel) -> str:
     """The channel's number; the method's name where it has none."""
     if channel.index is not None:
-        return f"channel {channel.index}"
-    return {"grad-cam": "Grad-CAM", "lime": "LIME", "apex": "APEX"}[result.method]
+        word = "prototype" if result.method == "audioprotopnet" else "channel"
+        return f"{word} {channel.index}"
+    return {"grad-cam": "Grad-CAM", "lime": "LIME"}[result.method]

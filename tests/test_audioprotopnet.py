@@ -11,15 +11,20 @@ import optax
 import pytest
 import test_cache
 import test_convnext
+from flax import nnx
 
 from apex_jax import (
+    archive,
     audio,
     audioprotopnet,
     boxes,
     checkpoint,
+    comparisons,
     convert,
     data,
+    listen,
     objective,
+    report,
     settings,
     train,
 )
@@ -627,3 +632,90 @@ def test_a_clip_with_several_classes_is_learned_from(clips):
     ]
     _, epochs = fit(tuple(both), epochs=1)
     assert np.isfinite(epochs[0].validation_loss)
+
+
+def test_a_clip_is_explained_as_apex_would_be_asked(clips, tmp_path):
+    """In the same type, so that reports, sounds and archives take it."""
+    model = model_of()
+    nearest = audioprotopnet.nearest(model, clips, FRONT_END, num=2, batch_size=8)
+    result = boxes.explain(
+        model, NAMES, FRONT_END, clips[0].path, num=1, nearest=nearest, num_examples=2
+    )
+    waveform = jnp.asarray(test_cache.waveform_of(clips[0]))[None]
+    logits = np.asarray(model(audio.spectrogram(FRONT_END, waveform)))[0]
+    np.testing.assert_allclose(result.logits, logits, rtol=1e-5, atol=1e-6)
+    assert result.predicted == result.target == int(np.argmax(logits))
+    bias = float(model.head.bias[...][result.target])
+    assert result.contributions.sum() + bias == pytest.approx(
+        logits[result.target], abs=1e-5
+    )
+    (channel,) = result.channels
+    assert channel.index // EACH == result.target
+    assert channel.contribution == pytest.approx(result.contributions.max())
+    assert result.evidence_share == pytest.approx(
+        channel.contribution / result.contributions.sum()
+    )
+    for n, example in enumerate(channel.prototypes):
+        at = nearest.index[channel.index, n]
+        assert example.clip == nearest.clips[at]
+        assert example.activation == pytest.approx(
+            nearest.similarity[channel.index, n], abs=1e-5
+        )
+        assert example.purity is None
+    page = report.write(tmp_path / "page.html", [result])
+    text = page.read_text(encoding="utf-8")
+    assert f"Prototype {channel.index}" in text
+    assert "AudioProtoPNet" in text
+    assert "similarity 0." in text
+    assert "purity" not in text.split("<main")[1].split("Prototype")[1][:3000]
+    again = archive.load(archive.save(tmp_path / "kept", result))
+    assert again.channels[0].prototypes[0].purity is None
+    sound = listen.region(listen.clip(result), channel.areas)
+    assert len(sound.samples)
+    figure = comparisons.beside([result], num=2)
+    figure.savefig(tmp_path / "beside.png")
+    with pytest.raises(ValueError, match="target 'tit' is none of the classes"):
+        boxes.explain(model, NAMES, FRONT_END, clips[0].path, target="tit")
+
+
+def test_a_page_is_of_one_network(clips, tmp_path):
+    one, other = (
+        boxes.explain(model_of(seed), NAMES, FRONT_END, clips[0].path)
+        for seed in (0, 1)
+    )
+    with pytest.raises(ValueError, match="networks that say different things"):
+        report.write(tmp_path / "page.html", [one, other])
+
+
+@pytest.mark.slow
+def test_as_many_classes_as_birds_there_are():
+    """9,736 classes of five prototypes at the published width: a value and a gradient.
+
+    All similarities at once would take 118 MB a clip, and their gradient more.
+    """
+    shape = convnext.ConvNeXtConfig(depths=(1,), dims=(1024,), num_classes=0)
+    config = network.AudioProtoPNetConfig(backbone=shape, num_classes=9736)
+    head = network.PrototypeHead(config, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    body = jnp.asarray(rng.normal(size=(1, 8, 19, 1024)), jnp.float32)
+    target = jnp.zeros((1, 9736)).at[0, 17].set(1)
+
+    @jax.jit
+    def loss(head, body):
+        logits = head.logits(head.similarities(body))
+        value = objective.asymmetric(logits, target, jnp.ones(1, bool))
+        return value + objective.orthogonality(head.prototypes[...], epsilon=1e-4), (
+            logits
+        )
+
+    (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(head, body)
+    # The initial losses that its authors' formulas give, see the decision.
+    assert float(value) == pytest.approx(1.9e-4 + 1.4e-3, rel=0.1)
+    chosen = np.array([0, 48_679, 17 * 5])
+    prototypes = np.asarray(head.prototypes[...]).reshape(-1, 1024)[chosen]
+    best = similarity_maps(body[0], prototypes).max(axis=(1, 2))
+    found = np.asarray(head.similarities(body)).reshape(-1)[chosen]
+    np.testing.assert_allclose(found, best, rtol=1e-4, atol=1e-6)
+    assert np.isfinite(gradient.prototypes[...]).all()
+    assert np.asarray(gradient.prototypes[...])[17].any()
+    assert logits.shape == (1, 9736)

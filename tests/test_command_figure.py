@@ -12,6 +12,7 @@ import test_cache
 from apex_jax import (
     audio,
     cache,
+    checkpoint,
     cli,
     comparisons,
     data,
@@ -23,7 +24,7 @@ from apex_jax import (
 )
 from apex_jax.commands import figure
 from apex_jax.commands import options as command_options
-from apex_jax.models import convnext
+from apex_jax.models import audioprotopnet, convnext
 
 FRONT_END = test_cache.FRONT_END
 CONFIG = convnext.ConvNeXtConfig(depths=(1, 1), dims=(8, 12), num_classes=2)
@@ -270,3 +271,35 @@ def test_runs_that_lack_what_a_figure_needs(root, tmp_path, monkeypatch):
     alone = [dataclasses.replace(c, group=str(c.path)) for c in explainer.clips]
     with_changes(clips=alone)
     refused("no real clip beside its vocoded twin", "twin", tmp_path)
+
+
+def test_beside_an_audioprotopnet(root, tmp_path, capsys):
+    """Classes in another order are put in the run's; others are refused."""
+    model = audioprotopnet.on(
+        test_cache.classifier_of(CONFIG, 0, ("real", "fake")).params,
+        num_classes=2,
+        num_prototypes=2,
+        key=jax.random.key(0),
+    )
+
+    def save(name, names, front_end=FRONT_END):
+        return checkpoint.save_audioprotopnet(
+            tmp_path / name, model, class_names=names, front_end=front_end.to_dict()
+        )
+
+    run, out = str(root / "square"), tmp_path / "beside.png"
+    command = ["figure", "beside", "--run", run, "--out", str(out)]
+    good = save("good", ("fake", "real"))
+    assert cli.main([*command, "--prototypes", str(good)]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    other_names = save("names", ("dog", "cat"))
+    other_front_end = save("front", ("real", "fake"), dataclasses.replace(
+        FRONT_END, mean=1.0))  # fmt: skip
+    for arguments, message in (
+        (["--prototypes", str(other_names)], "has other classes"),
+        (["--prototypes", str(other_front_end)], "has another front end"),
+        ([], "beside takes --prototypes"),
+    ):
+        assert cli.main([*command, *arguments]) == 1
+        assert message in capsys.readouterr().err

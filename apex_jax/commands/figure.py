@@ -19,8 +19,12 @@ import numpy as np
 
 from apex_jax import (
     attribution,
+    audio,
+    boxes,
+    checkpoint,
     comparisons,
     data,
+    dataset,
     disentangle,
     explain,
     explanation,
@@ -31,7 +35,9 @@ from apex_jax import (
     runs,
     schemes,
 )
+from apex_jax import audioprotopnet as prototype_training
 from apex_jax.commands import options
+from apex_jax.models import audioprotopnet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,6 +55,7 @@ def main(config: options.Figure) -> Path:
         "methods": _methods,
         "masking": _masking,
         "twin": _twin,
+        "beside": _beside,
     }
     with runs.naming_prototypes(explainers):
         figure = make[config.kind](config, list(explainers.values()))
@@ -74,6 +81,11 @@ def _check(config: options.Figure) -> None:
         raise ValueError(f"--twin is for twin alone; {config.kind} takes one --clip")
     if config.kind == "before-after" and config.clip is not None:
         raise ValueError("before-after shows training clips, it takes no --clip")
+    if (config.kind == "beside") != (config.prototypes is not None):
+        raise ValueError(
+            "beside takes --prototypes DIR, an AudioProtoPNet's checkpoint; no other "
+            "figure does"
+        )
     if config.offset_s and config.clip is None:
         raise ValueError("--offset-s says where in --clip to start; name a --clip")
     formats = plot.figure((1.0, 1.0)).canvas.get_supported_filetypes()
@@ -221,6 +233,41 @@ def _twin(config: options.Figure, explainers: Sequence[explain.Explainer]) -> Fi
         if file is not None
     )
     return comparisons.twin(real, fake)
+
+
+def _beside(config: options.Figure, explainers: Sequence[explain.Explainer]) -> Figure:
+    (explainer,) = explainers
+    assert config.prototypes is not None  # see `_check`
+    model, metadata = checkpoint.load_audioprotopnet(config.prototypes)
+    names, front_end = explainer.classifier.class_names, runs.front_end_of(explainer)
+    if set(metadata["class_names"]) != set(names):
+        raise ValueError(
+            f"--prototypes {config.prototypes} has other classes than "
+            f"{config.run[0]}: {dataset.listed(metadata['class_names'])}"
+        )
+    if audio.FrontEnd.from_dict(metadata["front_end"]) != front_end:
+        raise ValueError(
+            f"--prototypes {config.prototypes} has another front end than "
+            f"{config.run[0]}; they are compared on the same spectrogram"
+        )
+    order = [metadata["class_names"].index(name) for name in names]
+    model = audioprotopnet.restrict(model, order)
+    sound, offset_s = _look(config, explainer)
+    num = config.num_prototypes
+    result = _explain(config, explainer, sound, offset_s, num_prototypes=num)
+    nearest = prototype_training.nearest(model, explainer.clips, front_end, num=num)
+    other = boxes.explain(
+        model,
+        names,
+        front_end,
+        sound,
+        offset_s=offset_s,
+        target=result.target,
+        num=1,
+        nearest=nearest,
+        num_examples=num,
+    )
+    return comparisons.beside([result, other], num=num)
 
 
 def _vocoded(explainer: explain.Explainer) -> str | None:

@@ -16,7 +16,7 @@ from apex_jax import settings
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 # The help texts of Figure say what happens without them.
-Kind = Literal["explained", "before-after", "methods", "masking", "twin"]
+Kind = Literal["explained", "before-after", "methods", "masking", "twin", "beside"]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Class = Annotated[str | None, tyro.conf.arg(metavar="CLASS", help_behavior_hint="")]
 
@@ -215,13 +215,15 @@ class Figure:
     Attributes:
       kind: a clip, its channels and their prototypes; prototypes before and after the
         optimisation (Fig. 3); APEX beside Grad-CAM and LIME (4); what each scheme
-        hides and what it does (5); a real clip and its vocoded twin (6).
+        hides and what it does (5); a real clip and its vocoded twin (6); APEX beside an
+        AudioProtoPNet (7).
       run: a run's folder; for methods and masking several, of one classifier, each
         with its own scheme.
       data: where the run's training clips lie now, if they have moved.
       out: the picture, .png, .pdf or .svg; by default KIND.png in the run's folder.
       clip: a sound file; by default a training clip of the run. For twin, the real.
       twin: its vocoded twin.
+      prototypes: a checkpoint of an AudioProtoPNet of the same classes (beside).
       offset_s: where in the file the clip starts, in seconds.
       target: the class to explain; by default the predicted one, for twin the
         vocoded.
@@ -243,6 +245,9 @@ class Figure:
     out: File = None
     clip: File = None
     twin: File = None
+    prototypes: Annotated[
+        Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")
+    ] = None
     offset_s: float = 0.0
     target: Class = None
     num_channels: int = 4

@@ -18,7 +18,12 @@ import numpy as np
 from apex_jax import explanation
 from apex_jax.pages import embed, panel, picture
 
-METHODS = {"apex": "APEX", "grad-cam": "Grad-CAM", "lime": "LIME"}
+METHODS = {
+    "apex": "APEX",
+    "grad-cam": "Grad-CAM",
+    "lime": "LIME",
+    "audioprotopnet": "AudioProtoPNet",
+}
 MOST_CLASSES = 8  # listed with their probabilities; the rest is summed up
 
 # What an `Explanation.source` says that is no file.
@@ -139,6 +144,11 @@ def _clip(
     limits: tuple[float, float] | None,
 ) -> Clip:
     result = results[0]
+    if not all(_same_network(result, other) for other in results[1:]):
+        raise ValueError(
+            f"explanations of {result.source} come from networks that say different "
+            "things of it; a page is of one network, write a page for each"
+        )
     path = PurePath(result.source)
     probabilities = result.probabilities
     order = [int(c) for c in np.argsort(-probabilities, kind="stable")]
@@ -175,6 +185,12 @@ def _clip(
     )
 
 
+def _same_network(one: explanation.Explanation, other: explanation.Explanation) -> bool:
+    return one.class_names == other.class_names and np.allclose(
+        one.logits, other.logits, rtol=1e-3, atol=1e-3
+    )
+
+
 def _verdict(result: explanation.Explanation) -> Verdict:
     words = "Found" if result.found else "Nothing found; most likely"
     if result.activation == "softmax":
@@ -208,9 +224,9 @@ def _view(
 def _bars(result: explanation.Explanation) -> tuple[tuple[Bar, ...], float]:
     """Contributions of the channels shown, and of all others together, by sign.
 
-    None for other methods, whose one heatmap contributes all there is.
+    None for Grad-CAM and LIME, whose one heatmap contributes all there is.
     """
-    if result.method != "apex":
+    if result.method not in ("apex", "audioprotopnet"):
         return (), 0.0
     shown = [(_name(result, c), float(c.contribution)) for c in result.channels]
     indices = [c.index for c in result.channels if c.index is not None]
@@ -240,7 +256,8 @@ def _bars(result: explanation.Explanation) -> tuple[tuple[Bar, ...], float]:
 def _name(result: explanation.Explanation, channel: explanation.Channel) -> str:
     if channel.index is None:
         return METHODS[result.method]
-    return f"Channel {channel.index}"
+    word = "Prototype" if result.method == "audioprotopnet" else "Channel"
+    return f"{word} {channel.index}"
 
 
 def _evidence(
