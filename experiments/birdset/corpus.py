@@ -142,6 +142,14 @@ def read(
     return Part(clips=tuple(clips), unknown=dict(sorted(unknown.items())))
 
 
+def has(root: Path, name: str, split: Split) -> bool:
+    """Whether a subset of the copy has this split."""
+    try:
+        return bool(_tables(root / name, name, split))
+    except ValueError:
+        return False
+
+
 def backgrounds(folder: Path) -> tuple[data.Clip, ...]:
     """Recordings to put behind training clips, all sounds below a folder.
 

@@ -184,7 +184,7 @@ def split(
             "--test-sentences and --validation-sentences: the copy has a splits.csv"
         )
     test, validation = (
-        set(part) for part in _held_out(corpus, num_test, num_validation)
+        set(part) for part in sentences_held_out(corpus, num_test, num_validation)
     )
     held = test | validation
     seen = (*corpus.real, *corpus.fake[vocoder])
@@ -204,9 +204,10 @@ def split(
     return splits
 
 
-def _held_out(
-    corpus: Corpus, num_test: int | None, num_validation: int | None
+def sentences_held_out(
+    corpus: Corpus, num_test: int | None = None, num_validation: int | None = None
 ) -> tuple[list[str], list[str]]:
+    """Sentences to test on and to validate on, as `splits.csv` or `held_out` has it."""
     if not corpus.splits:
         return held_out(corpus.sentences, num_test, num_validation)
     by_split = {

@@ -1,0 +1,91 @@
+"""TFDS data sets: what goes in comes out, byte for byte, without TensorFlow."""
+
+import sys
+
+import numpy as np
+import pytest
+import test_birdset_corpus
+import test_wavefake_corpus
+
+from apex_jax import audio
+
+tfds = pytest.importorskip("tensorflow_datasets")
+
+from experiments import package, packaged  # noqa: E402
+from experiments.wavefake import corpus as wavefake_corpus  # noqa: E402
+
+sounds, copies = test_birdset_corpus.sounds, test_birdset_corpus.copies
+
+
+def test_wavefake(tmp_path):
+    names = test_wavefake_corpus.NAMES
+    copy = test_wavefake_corpus.copy_of(
+        tmp_path / "copy", {"melgan": names, "hifiGAN": names[::2]}
+    )
+    for number, path in enumerate(sorted(copy.rglob("*.wav"))):
+        test_birdset_corpus.tone(path, 0.1 + 0.01 * number)
+    made = package.main(package.Wavefake(data_dir=copy, output=tmp_path / "out"))
+    corpus = wavefake_corpus.read(copy)
+    test, validation = wavefake_corpus.sentences_held_out(corpus)
+    seen = set()
+    for split, sentences in (("test", test), ("validation", validation)):
+        for record in packaged.read(made, split, 32_000):
+            assert record["sentence"].decode() in sentences
+            seen.add(record["sentence"].decode())
+    assert seen == {*test, *validation}
+    files = {}
+    builder = tfds.builder_from_directory(made)
+    for split in builder.info.splits:
+        for record in builder.as_data_source(split):
+            files[record["vocoder"].decode(), record["file"].decode()] = record
+    everything = {"": corpus.real, **corpus.fake}
+    assert len(files) == sum(map(len, everything.values()))
+    for vocoder, clips in everything.items():
+        for clip in clips:
+            record = files[vocoder, clip.path.name]
+            assert record["audio"] == clip.path.read_bytes()
+            assert record["label"] == clip.label
+            np.testing.assert_allclose(
+                packaged.waveform(record["audio"], 32_000),
+                audio.load(clip.path, 32_000),
+                atol=1e-6,
+            )
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize(("name", "split"), [("XCM", "train"), ("HSN", "test_5s")])
+def test_birdset(name, split, copies, tmp_path):
+    root = copies / "files"
+    made = package.main(
+        package.Birdset(
+            data_dir=root, labels=root / "labels", subset=name, output=tmp_path
+        )
+    )
+    part = test_birdset_corpus.read(root, name, split)
+    own = packaged.birdset_labels.read(root / "labels", name)
+    whole = packaged.birdset_labels.read(root / "labels", "XCM")
+    records = list(packaged.read(made, split, 32_000))
+    assert len(records) == len(part.clips)
+    wanted = {clip.path.name: clip for clip in part.clips}
+    for record in records:
+        clip = wanted[record["file"].decode()]
+        assert {own[i] for i in record["labels"]} == {whole[i] for i in clip.labels}
+        assert record["offset_s"] == pytest.approx(clip.offset_s)
+        if clip.within:
+            crop = record["crop_start_s"], record["crop_end_s"]
+            assert crop == pytest.approx(clip.within)
+        np.testing.assert_allclose(
+            record["waveform"], audio.load(clip.path, 32_000), atol=1e-6
+        )
+    assert "tensorflow" not in sys.modules
+
+
+def test_refused(tmp_path, copies):
+    root = copies / "files"
+    (tmp_path / "XCM").mkdir()
+    with pytest.raises(ValueError, match="holds no split"):
+        package.main(
+            package.Birdset(
+                data_dir=tmp_path, labels=root / "labels", subset="XCM", output=tmp_path
+            )
+        )
