@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import test_explain
+import tyro
 
 from apex_jax import archive, cli, explain, hosts
 
@@ -23,18 +24,44 @@ run, seen, explainers, explainer = (
 )
 
 
-def commands():
-    """Every `apex-jax` line of the pages' code blocks."""
-    found = []
+def printed():
+    """The lines of the pages' code blocks, without their comments."""
     for page in PAGES:
-        for block in re.findall(r"```\n(.*?)```", page.read_text(), re.DOTALL):
-            found += re.findall(r"^apex-jax .*$", block, re.MULTILINE)
-    return sorted({line.split("#")[0].strip() for line in found})
+        inside = False
+        for line in page.read_text().splitlines():
+            if line.startswith("```"):
+                inside = not inside
+            elif inside:
+                yield line.split("#")[0].strip()
+
+
+def commands():
+    """Every `apex-jax` line."""
+    return sorted({line for line in printed() if line.startswith("apex-jax ")})
+
+
+def experiments():
+    """Every `python -m experiments...` line: the module, and its arguments."""
+    found = set()
+    for line in printed():
+        words = line.partition("python -m experiments.")[2].partition(" ")
+        if words[0]:
+            found.add((f"experiments.{words[0]}", words[2]))
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("name", "arguments"), experiments())
+def test_a_printed_experiment_is_understood(name, arguments):
+    package = ROOT.joinpath(*name.split(".")).is_dir()
+    module = importlib.import_module(f"{name}.options" if package else name)
+    tyro.cli(module.Config, args=shlex.split(arguments))
 
 
 def test_the_pages_are_read():
     names = {line.split()[1] for line in commands()}
     assert names >= {"train", "fit", "explain", "evaluate", "figure"}
+    asked = {name for name, _ in experiments()}
+    assert asked >= {f"experiments.{n}" for n in ("wavefake", "birdset", "esc10")}
 
 
 @pytest.mark.parametrize("line", commands())

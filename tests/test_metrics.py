@@ -1,5 +1,8 @@
 """EER, cmAP, AUROC and top-1 against loops over thresholds, ranks and pairs."""
 
+import json
+import pathlib
+
 import jaxtyping
 import numpy as np
 import pytest
@@ -185,3 +188,29 @@ def test_summary_of_what_the_clips_allow():
     assert metrics.summary(np.zeros((2, 2), int), probabilities, "sigmoid") == {}
     with pytest.raises((ValueError, jaxtyping.TypeCheckError)):
         metrics.summary(first, probabilities[:, :1])
+
+
+# As BirdSet's own metrics give them
+
+REFERENCES = json.loads(
+    (pathlib.Path(__file__).parent / "data" / "metrics.json").read_text()
+)["cases"]
+
+
+@pytest.mark.filterwarnings("ignore:.*classes have no positives")
+@pytest.mark.parametrize("case", REFERENCES)
+def test_as_torchmetrics(case):
+    """Recorded: cmAP leaves absent classes out, AUROC counts them as 0."""
+    target, scores = np.array(case["target"]), np.array(case["scores"])
+    assert metrics.mean_average_precision(target, scores) == pytest.approx(
+        case["cmap"], abs=1e-6
+    )
+    assert metrics.auroc(target, scores, absent="zero") == pytest.approx(
+        case["auroc"], abs=1e-6
+    )
+    for c, known in enumerate(case["average_precision"]):
+        if known is not None:
+            own = slice(c, c + 1)
+            found = metrics.mean_average_precision(target[:, own], scores[:, own])
+            assert found == pytest.approx(known, abs=1e-6)
+    assert any(value is None for value in REFERENCES[1]["average_precision"])
