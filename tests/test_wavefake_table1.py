@@ -7,7 +7,7 @@ import json
 import pytest
 import test_flow
 
-from apex_jax import audioprotopnet, optimize, train
+from apex_jax import audioprotopnet, disentangle, optimize, train
 from apex_jax.models import convnext
 from experiments import demo_corpus, methods
 from experiments.wavefake import options, table1, tables
@@ -68,6 +68,8 @@ def test_every_vocoder_is_trained_on_and_tested(table):
     eer = results["eer"]
     assert set(eer) == {*test_flow.TESTED, "lpc_vocoder"}
     assert eer["lpc_vocoder"] is None
+    assert list(results["left_out"]) == ["lpc_vocoder"]
+    assert "sentences for it have only" in results["left_out"]["lpc_vocoder"]
     for trained in test_flow.TESTED:
         assert set(eer[trained]) == set(methods.TITLES)
         for found in eer[trained].values():
@@ -158,3 +160,28 @@ def test_the_papers_means():
     assert len(tables.PAPER) == 7
     for known in tables.PAPER.values():
         assert known["apex"] == known["classifier"]
+
+
+def test_a_network_that_learned_nothing_is_left_out(table, run, monkeypatch, capsys):
+    """The audit refuses it; the other rows are filled all the same."""
+    results, output = table
+    for name in ("", *test_flow.TESTED):
+        (output / name / "results.json").unlink()
+    real = methods.test
+
+    def refuses(problem, config, *arguments):
+        if config.train_on == test_flow.TESTED[0]:
+            raise disentangle.InvarianceError("hardly tells these clips apart")
+        return real(problem, config, *arguments)
+
+    monkeypatch.setattr(methods, "test", refuses)
+    again = run(output)
+    first, second = test_flow.TESTED
+    assert again["eer"][first] is None
+    assert again["left_out"][first] == "hardly tells these clips apart"
+    assert again["eer"][second]["apex"] == pytest.approx(
+        results["eer"][second]["apex"], abs=1e-3
+    )
+    said = capsys.readouterr().out
+    assert "left out: hardly tells" in said
+    assert f"not trained on: {first}, lpc_vocoder" in " ".join(said.split())
