@@ -340,7 +340,8 @@ def build(
         _tell_skipped(directory, number, skip_log)
     hosts.barrier("cache opened")
     shards = _shards(index)
-    own = [shards[i] for i in hosts.share(len(shards)) if shards[i] not in finished]
+    left = [number for number in shards if number not in finished]
+    own = [left[i] for i in hosts.share(len(left))]
     if own:
         on_progress(sum(len(_clips_of(index, number)) for number in finished))
         _fill(

@@ -40,6 +40,8 @@ def keep() -> Path | None:
       The folder: what `JAX_COMPILATION_CACHE_DIR` names, or else one among the user's
       caches. None where that cannot be written; then every run compiles.
     """
+    # Small ones too: a run holds some hundred, and they add up to seconds.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if chosen:
         return Path(chosen)
@@ -52,8 +54,6 @@ def keep() -> Path | None:
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
-    # Small ones too: a run holds some hundred, and they add up to seconds.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
 
 

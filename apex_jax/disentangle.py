@@ -119,9 +119,15 @@ def from_generator(
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(transform)):
         norm = float(jnp.max(jnp.sum(jnp.abs(generator), axis=0)))
         size = f"{norm:.3g}, where 10 is usual" if math.isfinite(norm) else "not finite"
+        limit = ""
+        if method == "products" and norm > expm.LARGEST_NORM:
+            limit = (
+                f" That is beyond {expm.LARGEST_NORM:.0f}, the range of the exponential "
+                "from products; 'reference' has none."
+            )
         raise InvarianceError(
             "expm(A) or its inverse is not finite in float32; the largest column sum "
-            f"of |A| is {size}. Lower the learning rate of the optimisation."
+            f"of |A| is {size}.{limit} Lower the learning rate of the optimisation."
         )
     return transform
 

@@ -99,10 +99,11 @@ def test_nobody_to_mix_with(count, clips):
 # --- one clip
 
 
-def changed(clip, seed=0, background=None, **changes):
+def changed(clip, seed=0, behind=None, **changes):
     config = settings.Augmentation(**changes)
-    has = None if background is None else jnp.asarray(True)
-    out = augment.sound(jax.random.key(seed), config, clip, background, has)
+    has = None if behind is None else jnp.asarray(True)
+    behind = None if behind is None else jnp.asarray(behind)
+    out = augment.sound(jax.random.key(seed), config, jnp.asarray(clip), behind, has)
     return np.asarray(out[0]), bool(out[1])
 
 
@@ -119,7 +120,7 @@ def test_roll(clips):
 def test_what_is_added_is_so_much_below(name, clips):
     noise = np.random.default_rng(0).normal(size=NUM).astype(np.float32)
     options = {name: 1.0, f"{name}_snr_db": (12.0, 12.0)}
-    out, kept = changed(clips[40], background=noise, **options)
+    out, kept = changed(clips[40], behind=noise, **options)
     assert kept
     added = out - clips[40]
     assert 20 * np.log10(rms(clips[40]) / rms(added)) == pytest.approx(12, abs=0.01)
@@ -136,7 +137,7 @@ def test_gain(clips):
 
 def test_no_call_takes_the_clip_and_its_classes(clips):
     noise = np.random.default_rng(0).normal(size=NUM).astype(np.float32)
-    out, kept = changed(clips[0], background=noise, no_call=1.0)
+    out, kept = changed(clips[0], behind=noise, no_call=1.0)
     np.testing.assert_array_equal(out, noise)
     assert not kept
 
@@ -144,7 +145,7 @@ def test_no_call_takes_the_clip_and_its_classes(clips):
 def test_background_that_could_not_be_read_is_not_added(clips):
     config = settings.Augmentation(background=1.0, no_call=1.0)
     out, kept = augment.sound(
-        jax.random.key(0), config, clips[0], clips[1], jnp.asarray(False)
+        jax.random.key(0), config, *map(jnp.asarray, (clips[0], clips[1], False))
     )
     np.testing.assert_array_equal(out, clips[0])
     assert kept
@@ -163,11 +164,11 @@ def test_coloured_noise_falls_with_frequency(exponent):
 
 def test_silence_stays_finite():
     config = settings.Augmentation(mix=1.0, noise=1.0, gain=1.0, background=1.0)
-    silent = np.zeros((4, NUM), np.float32)
-    target, valid = np.eye(4, dtype=np.float32), np.ones(4, bool)
+    silent = jnp.zeros((4, NUM))
+    target, valid = jnp.eye(4), jnp.ones(4, bool)
     now, _ = augment.mixed(jax.random.key(0), config, silent, target, valid, "sigmoid")
     power, _ = augment.power(
-        jax.random.key(0), config, FRONT_END, now, np.arange(4), silent, valid
+        jax.random.key(0), config, FRONT_END, now, jnp.arange(4), silent, valid
     )
     assert np.isfinite(spectrogram.decibel(FRONT_END, power)).all()
 
@@ -229,7 +230,11 @@ def test_a_clip_gets_the_same_wherever_it_is_computed(clips):
 
 def test_nothing_asked_for_changes_nothing(clips):
     power, kept = augment.power(
-        jax.random.key(0), settings.Augmentation(), FRONT_END, clips[:3], np.arange(3)
+        jax.random.key(0),
+        settings.Augmentation(),
+        FRONT_END,
+        jnp.asarray(clips[:3]),
+        jnp.arange(3),
     )
     np.testing.assert_array_equal(power, spectrogram.power(FRONT_END, clips[:3]))
     assert kept.all()

@@ -388,13 +388,16 @@ def with_matmul_dtype(model: ConvNeXt, dtype: str) -> ConvNeXt:
     Raises:
       ValueError: no such dtype.
     """
+    small = rounded(model, dtype)
+    if small is model:
+        return model
     # As bits: XLA's loop over the blocks takes its slice of a bfloat16 array by way of
     # float32 on a CPU, three times as long as the product.
     arrays = {
         name: jax.lax.bitcast_convert_type(jnp.asarray(array), jnp.uint16)
         if array.dtype == jnp.bfloat16
         else array
-        for name, array in named_arrays(rounded(model, dtype)).items()
+        for name, array in named_arrays(small).items()
     }
     return from_named_arrays(model.config, arrays)
 
