@@ -122,8 +122,8 @@ def from_generator(
         limit = ""
         if method == "products" and norm > expm.LARGEST_NORM:
             limit = (
-                f" That is beyond {expm.LARGEST_NORM:.0f}, the range of the exponential "
-                "from products; 'reference' has none."
+                f" That is beyond {expm.LARGEST_NORM:.0f}, the range of the "
+                "exponential from products; 'reference' has none."
             )
         raise InvarianceError(
             "expm(A) or its inverse is not finite in float32; the largest column sum "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ from apex_jax import (
     gallery,
     look,
     optimize,
+    rounding,
     schemes,
 )
 from apex_jax import classifier as classifier_lib
@@ -136,6 +138,40 @@ def explainer(
         history=history,
         audit=audit,
     )
+
+
+def audited_exactly(
+    fitted: Fit, cached: cache.Cached, **options: Any
+) -> tuple[Fit, rounding.Rounding]:
+    """The fit with an audit by the network as it is, where features were rounded.
+
+    Args:
+      fitted: learned on features of a network with rounded products.
+      cached: these features.
+      **options: of `cache.predict`.
+
+    Returns:
+      The fit with the exact audit, also in its explainer's provenance, and what the
+      rounding did to the logits.
+
+    Raises:
+      InvarianceError: the exact audit fails.
+    """
+    explainer = fitted.explainer
+    assert explainer.front_end is not None  # features are of sounds
+    found, pooled, logits = rounding.measure(
+        explainer.classifier, cached, explainer.front_end, **options
+    )
+    audit = disentangle.audit(
+        explainer.transform,
+        explainer.classifier.head,
+        pooled,
+        logits,
+        activation=explainer.classifier.activation,
+    ).check()
+    provenance = dataclasses.replace(explainer.provenance, audit=audit)
+    explainer = dataclasses.replace(explainer, provenance=provenance)
+    return dataclasses.replace(fitted, explainer=explainer, audit=audit), found
 
 
 def from_maps(

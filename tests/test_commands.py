@@ -232,6 +232,10 @@ def test_learning_from_rounded_products(root, trained, fitted, capsys):
         # Of the network as it is, also on the clips that were learned from.
         spread, expected = audit["logit_spread"], exact["invariance"][name]
         assert spread == pytest.approx(expected["logit_spread"], rel=1e-6)
+    # Which is what the run keeps, and later explanations are judged by.
+    audit = explain.load(root / "rounded").provenance.audit
+    assert audit is not None
+    assert dataclasses.asdict(audit) == results["invariance"]["train"]
     kept, network = (
         convnext.named_arrays(explain.load(folder).classifier.params)
         for folder in (root / "rounded", fitted)

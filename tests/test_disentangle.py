@@ -334,5 +334,5 @@ def test_what_the_audit_allows(head, pooled):
 def test_beyond_the_range_of_the_exponential_the_message_says_so():
     turned = np.zeros((4, 4), np.float32)
     turned[0, 1], turned[1, 0] = 700.0, -700.0  # a rotation: finite, but far
-    with pytest.raises(disentangle.InvarianceError, match="beyond 594.*'reference'"):
+    with pytest.raises(disentangle.InvarianceError, match=r"beyond 594.*'reference'"):
         disentangle.from_generator(jnp.asarray(turned))

@@ -119,21 +119,14 @@ def main(config: options.Fit) -> dict[str, Any]:
     rounded = None
     if config.matmul_dtype != "float32":
         with stages("check rounding"):
-            rounded, pooled, logits = rounding.measure(
-                classifier,
+            fitted, rounded = fit.audited_exactly(
+                fitted,
                 cached["train"],
-                front_end,
                 batch_size=config.batch_size,
                 mesh=mesh,
                 skip_log=skip_log,
             )
-            invariance["train"] = disentangle.audit(
-                fitted.explainer.transform,
-                classifier.head,
-                pooled,
-                logits,
-                activation=classifier.activation,
-            ).check()
+            invariance["train"] = fitted.audit
     with stages("write"):
         explain.save(config.out, fitted.explainer, overwrite=True)
         runs.write_bank(config.out / "bank.csv", fitted.explainer)

@@ -20,6 +20,7 @@ from apex_jax import (
     data,
     explain,
     fit,
+    rounding,
     runs,
     schemes,
 )
@@ -200,6 +201,11 @@ def learn(
         scheme,
         trained_on=f"BirdSet {config.train_on}",
     )
+    if config.matmul_dtype != "float32":
+        fitted, rounded = fit.audited_exactly(
+            fitted, cached, batch_size=config.batch_size, **problem.common
+        )
+        runs.report("rounding", rounding.in_words(rounded))
     explain.save(output, fitted.explainer, overwrite=True)
     return fitted
 

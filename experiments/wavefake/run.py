@@ -18,9 +18,9 @@ from apex_jax import (
     disentangle,
     explain,
     figures,
+    fit,
     hosts,
     progress,
-    rounding,
     runs,
     schemes,
 )
@@ -120,14 +120,14 @@ def main(config: options.Config) -> dict[str, Any]:
     rounded = None
     if config.matmul_dtype != "float32":
         with stages("check rounding"):
-            rounded, _, _ = rounding.measure(
-                classifier,
+            fitted, rounded = fit.audited_exactly(
+                fitted,
                 cached["train"],
-                front_end,
                 batch_size=config.batch_size,
                 mesh=mesh,
                 skip_log=skip_log,
             )
+            explainer = fitted.explainer
     explain.save(output, explainer, overwrite=True)
     runs.write_bank(output / "bank.csv", explainer)
 
