@@ -52,9 +52,11 @@ class Features:
         """Spread over the devices, padded to a multiple of their number.
 
         What is spread already stays where it is. With several processes each must
-        have what is not, whole.
+        have what is not, whole. The logits stay as they are: nothing that runs on the
+        devices asks for them, and of thousands of classes they are large.
         """
-        return mesh_lib.shard(self, mesh)
+        pooled, views = mesh_lib.shard((self.pooled, self.views), mesh)
+        return dataclasses.replace(self, pooled=pooled, views=views)
 
 
 def from_maps(

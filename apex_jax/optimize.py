@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -221,6 +222,9 @@ def fit(
             mesh=mesh,
         )
         history.epoch_purity.append(float(mean_purity))
+        if not math.isfinite(history.epoch_purity[-1]):
+            choose()  # says what is wrong with A
+            raise ValueError(f"the mean purity is not finite in epoch {epoch + 1}")
         history.epoch_prototypes.append(schedule[round_number])
         on_epoch(epoch + 1, history.epoch_purity[-1])
     choose()

@@ -68,8 +68,11 @@ def test_on_a_mesh_clips_keep_their_order_and_padding_is_zero(
     assert padded == {1: 7, 3: 9, 8: 8}[num_devices]
     assert spread.num_clips == N
     assert spread.map_shape == (F, T)
+    assert spread.logits is made.logits
     for before, after in zip(
-        jax.tree.leaves(made), jax.tree.leaves(spread), strict=True
+        jax.tree.leaves((made.pooled, made.views)),
+        jax.tree.leaves((spread.pooled, spread.views)),
+        strict=True,
     ):
         assert after.shape == (padded, *before.shape[1:])
         assert len(after.sharding.device_set) == num_devices
@@ -78,7 +81,9 @@ def test_on_a_mesh_clips_keep_their_order_and_padding_is_zero(
         np.testing.assert_array_equal(after[N:], 0)
     again = spread.to_mesh(mesh)
     for once, twice in zip(
-        jax.tree.leaves(spread), jax.tree.leaves(again), strict=True
+        jax.tree.leaves((spread.pooled, spread.views)),
+        jax.tree.leaves((again.pooled, again.views)),
+        strict=True,
     ):
         np.testing.assert_array_equal(once, twice)
         assert once.sharding == twice.sharding

@@ -428,3 +428,26 @@ def test_round_purity_is_the_banks(rng, key):
     assert history.round_purity[-1] == pytest.approx(
         float(made.purity.mean()), abs=1e-6
     )
+
+
+def test_what_goes_out_of_range_ends_in_its_epoch(monkeypatch):
+    """Not a round later: an epoch on NaN learns nothing."""
+    maps = np.random.default_rng(0).normal(size=(12, 2, 3, 4)).astype(np.float32)
+    told = []
+    config = optimize.Config(
+        epochs=4,
+        epochs_per_round=4,
+        prototypes_start=3,
+        prototypes_end=3,
+        batch_size=4,
+        learning_rate=1e6,
+    )
+    with pytest.raises(ValueError, match="not finite"):
+        optimize.fit(
+            jax.random.key(0),
+            features_of(maps),
+            "time",
+            config=config,
+            on_epoch=lambda epoch, purity: told.append(epoch),
+        )
+    assert told == []
