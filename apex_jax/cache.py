@@ -14,6 +14,7 @@ need not be as many. A cache that other weights, settings or clips made is refus
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -229,9 +230,11 @@ def _run(
             keep_cells=content == "maps",
             mesh=mesh,
         )
+        for array in jax.tree.leaves(result):
+            array.copy_to_host_async()
         pending.append((batch, result))
-        # The device works on this batch while the last one is fetched.
-        if len(pending) > 1:
+        # The device works on this batch and the next while an earlier one is fetched.
+        if len(pending) > 2:
             yield finish()
     while pending:
         yield finish()
@@ -530,7 +533,7 @@ def _fill(
     held: list[dict[str, np.ndarray]] = []
     checked = False
 
-    def write(number: int) -> None:
+    def write(number: int, held: list[dict[str, np.ndarray]]) -> None:
         arrays = {name: np.concatenate([h[name] for h in held]) for name in held[0]}
         paths = {str(clips[i].path) for i in _clips_of(index, number)}
         skipped = [entry for entry in skip_log.entries() if entry[0] in paths]
@@ -540,35 +543,43 @@ def _fill(
             _file(directory, number),
             lambda file: np.savez(file, **arrays),  # type: ignore[arg-type]
         )
-        held.clear()
 
-    for found, valid, arrays in _run(
-        classifier,
-        [clips[i] for i in positions],
-        front_end,
-        content=index["content"],
-        batch_size=batch_size,
-        mesh=mesh,
-        skip_log=skip_log,
-        on_progress=on_progress,
-    ):
-        if not checked and valid.any():
-            disentangle.audit(
-                disentangle.identity(arrays["pooled"].shape[-1]),
-                classifier.head,
-                arrays["pooled"][valid],
-                arrays["logits"][valid],
-            ).check()
-            checked = True
-            # Not before: who gave a wrong head must find an empty folder next time.
-            _write_index(directory, index)
-        arrays["index"] = positions[found]
-        numbers = arrays["index"] // index["shard_clips"]
-        for number in np.unique(numbers).tolist():
-            here = numbers == number
-            held.append({name: a[here & valid] for name, a in arrays.items()})
-            if arrays["index"][here][-1] == _clips_of(index, number)[-1]:
-                write(number)
+    # The device goes on while a shard is written.
+    with concurrent.futures.ThreadPoolExecutor(1) as writer:
+        waiting: concurrent.futures.Future[None] | None = None
+        for found, valid, arrays in _run(
+            classifier,
+            [clips[i] for i in positions],
+            front_end,
+            content=index["content"],
+            batch_size=batch_size,
+            mesh=mesh,
+            skip_log=skip_log,
+            on_progress=on_progress,
+        ):
+            if not checked and valid.any():
+                disentangle.audit(
+                    disentangle.identity(arrays["pooled"].shape[-1]),
+                    classifier.head,
+                    arrays["pooled"][valid],
+                    arrays["logits"][valid],
+                ).check()
+                checked = True
+                # Not before: who gave a wrong head must find an empty folder next time.
+                _write_index(directory, index)
+            arrays["index"] = positions[found]
+            numbers = arrays["index"] // index["shard_clips"]
+            for number in np.unique(numbers).tolist():
+                here = numbers == number
+                held.append({name: a[here & valid] for name, a in arrays.items()})
+                if arrays["index"][here][-1] == _clips_of(index, number)[-1]:
+                    # One at a time: no more than two shards are held.
+                    if waiting is not None:
+                        waiting.result()
+                    waiting = writer.submit(write, number, held)
+                    held = []
+        if waiting is not None:
+            waiting.result()
 
 
 def _load(
