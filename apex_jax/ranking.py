@@ -13,6 +13,9 @@ from jaxtyping import Array, Float, Int
 # Clips scored at a time on a device. At 1,024 channels their scores take 256 MiB; up to
 # this many clips there is a single product and a single top-n.
 CHUNK_CLIPS = 65_536
+# Clips in a product. A product's last bits depend on its shape: with one shape for all,
+# a clip's score is the same however many clips, chunks and devices there are.
+BLOCK_CLIPS = 1024
 
 
 def best(
@@ -40,13 +43,7 @@ def best(
     counts = jnp.minimum(counts, clips)
 
     def of_chunk(first, vectors):
-        # Channels in rows, as top_k reads them: turning the scores round afterwards
-        # takes as long as the product on a CPU.
-        product = jnp.matmul(directions, vectors.T, precision=jax.lax.Precision.HIGHEST)
-        # top_k puts 0 before -0: without the sign they tie as equals.
-        scores = jnp.where(product == 0, 0.0, product)
-        padding = first + jnp.arange(chunk) >= counts
-        scores = jnp.where(padding[None, :], -jnp.inf, scores)
+        scores = _scores(directions, vectors, jnp.minimum(counts - first, chunk))
         # Of equal values top_k gives the first.
         values, local = jax.lax.top_k(scores, min(num, chunk))
         return values, local + first
@@ -66,6 +63,35 @@ def best(
     vectors = jnp.pad(vectors, ((0, -clips % chunk), (0, 0)))
     chunks = vectors.reshape(-1, chunk, vectors.shape[1])
     # Made of a score, so that it is spread over devices as scores are.
-    nothing = 0.0 * chunks[0, 0, 0] + jnp.zeros((len(directions), num))
+    nothing = 0.0 * (chunks[0, 0, 0] == 0) + jnp.zeros((len(directions), num))
     start = (nothing - jnp.inf, nothing.astype(jnp.int32))
     return jax.lax.scan(join, start, (chunk * jnp.arange(len(chunks)), chunks))[0]
+
+
+def _scores(
+    directions: Float[Array, "chan dim"],
+    vectors: Float[Array, "clip dim"],
+    counts: Int[Array, ""],
+) -> Float[Array, "chan padded"]:
+    """`directions @ vectors.T`, a block of clips at a time; padding scores -inf."""
+    clips, dim = vectors.shape
+    blocks = jnp.pad(vectors, ((0, -clips % BLOCK_CLIPS), (0, 0)))
+    blocks = blocks.reshape(-1, BLOCK_CLIPS, dim)
+
+    def put(number, scores):
+        first = number * BLOCK_CLIPS
+        # Channels in rows, as top_k reads them: turning the scores round afterwards
+        # takes as long as the product on a CPU.
+        product = jnp.matmul(
+            directions, blocks[number].T, precision=jax.lax.Precision.HIGHEST
+        )
+        # top_k puts 0 before -0: without the sign they tie as equals.
+        product = jnp.where(product == 0, 0.0, product)
+        padding = first + jnp.arange(BLOCK_CLIPS) >= counts
+        product = jnp.where(padding[None, :], -jnp.inf, product)
+        return jax.lax.dynamic_update_slice(scores, product, (0, first))
+
+    # Spread over devices as the vectors are: made of one of their numbers.
+    nothing = 0.0 * (blocks[0, 0, 0] == 0)
+    start = nothing + jnp.zeros((len(directions), len(blocks) * BLOCK_CLIPS))
+    return jax.lax.fori_loop(0, len(blocks), put, start)

@@ -207,3 +207,24 @@ def test_square_needs_cells(rng):
         bank.build(
             disentangle.identity(C), features.to_mesh(mesh), scheme="square", mesh=mesh
         )
+
+
+def test_near_ties_are_the_same_on_any_number_of_devices(rng):
+    """A product's last bits depend on its shape: all products have one shape."""
+    chan, clips = 256, 1501
+    transform = disentangle.Transform(
+        matrix=jnp.asarray(rng.normal(size=(chan, chan)), jnp.float32),
+        inverse=jnp.eye(chan),
+        centre=jnp.zeros(chan),
+    )
+    pooled = rng.normal(size=(clips, chan)).astype(np.float32)
+    found = []
+    for num_devices in (1, 3, 8):
+        mesh = mesh_lib.make(jax.devices()[:num_devices])
+        spread = mesh_lib.shard(pooled, mesh)
+        found.append(
+            bank.top_clips(transform, spread, num=50, num_clips=clips, mesh=mesh)
+        )
+    for clip, activation in found[1:]:
+        np.testing.assert_array_equal(clip, found[0][0])
+        np.testing.assert_array_equal(activation, found[0][1])

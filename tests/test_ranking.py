@@ -74,7 +74,8 @@ def test_minus_zero_is_zero():
 
 def test_memory_is_bounded_by_the_chunk():
     """No array of the program holds a score for each clip."""
-    clips, chunk = 1000, 48
+    chunk = 2 * ranking.BLOCK_CLIPS
+    clips = 3 * chunk + 5
     program = jax.make_jaxpr(
         lambda d, v: ranking.best(d, v, jnp.int32(clips), 5, chunk=chunk)
     )(jnp.ones((C, 3)), jnp.ones((clips, 3)))
