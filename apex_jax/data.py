@@ -20,7 +20,8 @@ import numpy as np
 
 from apex_jax import audio, hosts
 
-MAX_THREADS = 16
+# Of waveforms that wait to be used: more threads than fill it do not read ahead.
+AHEAD_BYTES = 2 * 2**30
 Batch = dict[str, np.ndarray]
 Example = dict[str, Any]
 
@@ -230,7 +231,8 @@ def batches(
         `offset_s`; only that stretch is decoded. Needs `seed`.
       num_epochs: how often each clip comes; None: without end.
       num_threads: that read ahead, each whole batches; 0: none, the caller's reads;
-        None: one for each core that this process may use, but at most 16.
+        None: one for each core that this process may use, while what they hold stays
+        within `AHEAD_BYTES`.
       start: number of batches to leave out, to go on after an interruption.
       part: number and count of consecutive parts of each batch: only this one is read
         and given, and together they are the whole. They must divide the batch.
@@ -247,7 +249,8 @@ def batches(
     if num_epochs is not None and num_epochs < 1:
         raise ValueError(f"batches: num_epochs={num_epochs}; at least 1, or None")
     if num_threads is None:
-        num_threads = min(hosts.cores(), MAX_THREADS)
+        batch_bytes = 4 * front_end.num_samples * max(1, batch_size // max(1, part[1]))
+        num_threads = max(1, min(hosts.cores(), AHEAD_BYTES // batch_bytes))
     if start < 0 or num_threads < 0:
         raise ValueError(
             f"batches: start={start}, num_threads={num_threads}; at least 0"
