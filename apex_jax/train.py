@@ -313,7 +313,7 @@ def run(
     steps_per_epoch = math.ceil(len(clips) / batch_size)
     num_epochs = config.num_epochs(steps_per_epoch)
     num_steps = num_epochs * steps_per_epoch
-    optimiser = config.optimiser(num_steps)
+    optimiser = _optimiser(config, num_steps)
     saver = resume.Saver(
         state_dir,
         lambda: {
@@ -423,6 +423,14 @@ def run(
             saver.save(number, (trained, state, best), told)
     skip_log.share()
     return mesh_lib.to_host(best), epochs
+
+
+@functools.lru_cache(maxsize=32)
+def _optimiser(
+    config: settings.AnyTraining, num_steps: int
+) -> optax.GradientTransformation:
+    """One for equal settings: programs that differ by nothing else are shared."""
+    return config.optimiser(num_steps)
 
 
 def clips_in_all(config: settings.AnyTraining, count: int, mesh: Mesh) -> int:
