@@ -30,7 +30,6 @@ Config = settings.PrototypeTraining
 @functools.cache
 def learning(
     config: audioprotopnet.AudioProtoPNetConfig,
-    class_names: tuple[str, ...],
     part: Literal["head", "all"] = "head",
     matmul_dtype: settings.MatmulDtype = "float32",
 ) -> train.Task:
@@ -45,10 +44,13 @@ def learning(
             return trained
         return audioprotopnet.joined(config, fixed, trained)
 
-    def forward(trained: Any, fixed: Any, pixels: jax.Array) -> jax.Array:
+    def forward(
+        trained: Any, fixed: Any, pixels: jax.Array, dtype: settings.MatmulDtype
+    ) -> jax.Array:
         whole = joined(trained, fixed)
-        backbone = convnext.rounded(whole.backbone, matmul_dtype)
-        return whole.head.logits(whole.head.similarities(backbone.body(pixels)))
+        body = convnext.rounded(whole.backbone, dtype).body(pixels)
+        similarities = whole.head.similarities(body, dtype)
+        return whole.head.logits(similarities)
 
     def penalty(trained: Any) -> jax.Array:
         head = trained.head if part == "all" else trained
@@ -60,10 +62,8 @@ def learning(
         forward=forward,
         loss=objective.asymmetric,
         penalty=penalty,
-        as_classifier=lambda trained, fixed: audioprotopnet.as_classifier(
-            joined(trained, fixed), class_names
-        ),
         activation="sigmoid",
+        matmul_dtype=matmul_dtype,
     )
 
 
@@ -109,11 +109,10 @@ def fit(
     )
     options |= {"num_classes": len(class_names), "seed": seed, "config": config}
     sounds = (clips, validation, front_end)
-    names = tuple(class_names)
     if config.backbone_rate:
-        task = learning(model.config, names, "all", config.matmul_dtype)
+        task = learning(model.config, "all", config.matmul_dtype)
         return train.run(task, model, *sounds, **options)
-    task = learning(model.config, names, "head", config.matmul_dtype)
+    task = learning(model.config, "head", config.matmul_dtype)
     head, epochs = train.run(task, model.head, *sounds, fixed=model.backbone, **options)
     return audioprotopnet.joined(model.config, backbone, head), epochs
 
@@ -170,7 +169,7 @@ def nearest(
         raise ValueError(f"num must be at least 1; got {num}")
     classes, each = model.config.num_classes, model.config.num_prototypes
     positions, similarity, _ = cache.predict(
-        audioprotopnet.as_classifier(model, [str(c) for c in range(classes)]),
+        audioprotopnet.as_network(model),
         clips,
         front_end,
         batch_size=batch_size,

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from apex_jax import audio, data, explanation, frontend, look, schemes
 from apex_jax import audioprotopnet as training
-from apex_jax.models import audioprotopnet
+from apex_jax.models import audioprotopnet, convnext
 
 PERCENTILE = 95
 # The kernel of OpenCV's cubic interpolation; other libraries take -0.5.
@@ -130,7 +130,8 @@ def explain(
       AudioError: the sound, or a training clip, cannot be used.
       ValueError: no such class.
     """
-    network = audioprotopnet.as_classifier(model, class_names)
+    convnext.check_class_names(class_names, model.config.num_classes)
+    network = audioprotopnet.as_network(model)
     (seen,) = look.looks(
         network, front_end, [(sound, offset_s)], sample_rate=sample_rate
     )

@@ -68,7 +68,7 @@ def content_for(scheme: schemes.Scheme) -> Content:
 
 @functools.partial(jax.jit, static_argnames=("front_end", "keep_cells", "mesh"))
 def extract(
-    classifier: classifier_lib.Classifier,
+    network: classifier_lib.Network,
     waveform: Float[Array, "batch sample"],
     *,
     front_end: audio.FrontEnd,
@@ -77,17 +77,17 @@ def extract(
 ) -> tuple[jax.Array, jax.Array, schemes.Views]:
     """Pooled vectors, the network's own logits and views of a batch of waveforms."""
 
-    def on_device(classifier, waveform):
-        feature_map, logits = classifier(audio.spectrogram(front_end, waveform))
+    def on_device(network, waveform):
+        feature_map, logits = network(audio.spectrogram(front_end, waveform))
         pooled = classifier_lib.pool(feature_map)
         return pooled, logits, schemes.views(feature_map, keep_cells=keep_cells)
 
     together = front_end.couples_clips
-    return mesh_lib.map_clips(on_device, mesh, together=together)(classifier, waveform)
+    return mesh_lib.map_clips(on_device, mesh, together=together)(network, waveform)
 
 
 def stream(
-    classifier: classifier_lib.Classifier,
+    network: classifier_lib.Network,
     clips: Sequence[data.Clip],
     front_end: audio.FrontEnd,
     *,
@@ -102,7 +102,7 @@ def stream(
     Of several processes each runs all of `clips`, on its own devices.
 
     Args:
-      classifier: the network.
+      network: what is run.
       clips: in the order wanted.
       front_end: settings of the spectrogram.
       content: whether whole maps are kept.
@@ -117,7 +117,7 @@ def stream(
       cells `[n, F, T, chan]`. `n` is at most the batch size.
     """
     for index, valid, arrays in _run(
-        classifier,
+        network,
         clips,
         front_end,
         content=content,
@@ -130,7 +130,7 @@ def stream(
 
 
 def predict(
-    classifier: classifier_lib.Classifier,
+    network: classifier_lib.Network,
     clips: Sequence[data.Clip],
     front_end: audio.FrontEnd,
     *,
@@ -144,7 +144,7 @@ def predict(
     Of several processes each runs its share; all of them return the whole.
 
     Args:
-      classifier: the network.
+      network: what is run.
       clips: what to classify.
       front_end: settings of the spectrogram.
       batch_size: clips a step.
@@ -164,7 +164,7 @@ def predict(
     parts = [
         (positions + own.start, arrays["pooled"], arrays["logits"])
         for positions, arrays in stream(
-            classifier,
+            network,
             clips[own.start : own.stop],
             front_end,
             batch_size=batch_size,
@@ -182,7 +182,7 @@ def predict(
 
 
 def _run(
-    classifier: classifier_lib.Classifier,
+    network: classifier_lib.Network,
     clips: Sequence[data.Clip],
     front_end: audio.FrontEnd,
     *,
@@ -195,7 +195,7 @@ def _run(
     """Positions, which of them could be read, and arrays; batch by batch, in order."""
     mesh = mesh_lib.local(mesh)
     front_end.check_devices(mesh.size)
-    classifier = mesh_lib.replicate(classifier, mesh)
+    network = mesh_lib.replicate(network, mesh)
     pending: collections.deque = collections.deque()
 
     def finish() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -224,7 +224,7 @@ def _run(
     ):
         waveform = mesh_lib.shard(batch["waveform"], mesh)
         result = extract(
-            classifier,
+            network,
             waveform,
             front_end=front_end,
             keep_cells=content == "maps",

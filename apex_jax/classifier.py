@@ -46,7 +46,28 @@ class LinearHead:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classifier:
+class Network:
+    """A network that can be run on spectrograms, of whatever shape inside.
+
+    Attributes:
+      params: what `forward_fn` needs, any pytree of arrays.
+      forward_fn: `(params, spectrogram [batch, freq, time])` to
+        `(map [batch, F, T, chan], logits [batch, classes])`.
+    """
+
+    params: Any
+    forward_fn: ForwardFn = dataclasses.field(metadata={"static": True})
+
+    def __call__(
+        self, spectrogram: Float[Array, "batch freq time"]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Feature map `[batch, F, T, chan]` and own logits `[batch, classes]`."""
+        return self.forward_fn(self.params, spectrogram)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classifier(Network):
     """A network seen as a feature map and a linear head.
 
     The contract, for every spectrogram: `head(mean over F, T of the map)` equals
@@ -55,10 +76,7 @@ class Classifier:
     folded is found out.
 
     Attributes:
-      params: what `forward_fn` needs, any pytree of arrays.
       head: the linear layer after pooling.
-      forward_fn: `(params, spectrogram [batch, freq, time])` to
-        `(map [batch, F, T, chan], logits [batch, classes])`.
       class_names: one name a class, in the order of the logits.
       stride: spectrogram rows and frames a cell covers. None: the map's cells
         divide the spectrogram evenly.
@@ -66,9 +84,7 @@ class Classifier:
         several (multi-label) or none.
     """
 
-    params: Any
     head: LinearHead
-    forward_fn: ForwardFn = dataclasses.field(metadata={"static": True})
     class_names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     stride: tuple[int, int] | None = dataclasses.field(
         default=None, metadata={"static": True}
@@ -76,12 +92,6 @@ class Classifier:
     activation: Activation = dataclasses.field(
         default="softmax", metadata={"static": True}
     )
-
-    def __call__(
-        self, spectrogram: Float[Array, "batch freq time"]
-    ) -> tuple[jax.Array, jax.Array]:
-        """Feature map `[batch, F, T, chan]` and own logits `[batch, classes]`."""
-        return self.forward_fn(self.params, spectrogram)
 
 
 def decisions(logits: np.ndarray, activation: Activation) -> np.ndarray:

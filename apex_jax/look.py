@@ -51,7 +51,7 @@ class Look:
 
 
 def looks(
-    classifier: classifier_lib.Classifier,
+    classifier: classifier_lib.Network,
     front_end: audio.FrontEnd,
     sounds: Sequence[tuple[Sound, float]],
     *,
@@ -187,7 +187,7 @@ def of_map(
 
 
 def run(
-    classifier: classifier_lib.Classifier,
+    classifier: classifier_lib.Network,
     spectrograms: Sequence[np.ndarray],
     size: int,
 ) -> tuple[schemes.Views, np.ndarray]:
@@ -200,7 +200,7 @@ def run(
 
 @jax.jit
 def network(
-    classifier: classifier_lib.Classifier,
+    classifier: classifier_lib.Network,
     spectrogram: Float[Array, "batch freq time"],
 ) -> tuple[schemes.Views, jax.Array]:
     """Views with cells, and the network's own logits, of a batch of spectrograms."""

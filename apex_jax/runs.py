@@ -174,7 +174,7 @@ def features(
 
 def predictions(
     label: str,
-    classifier: classifier_lib.Classifier,
+    network: classifier_lib.Network,
     clips: Sequence[data.Clip],
     front_end: audio.FrontEnd,
     **options: Any,
@@ -183,7 +183,7 @@ def predictions(
 
     Args:
       label: of the bar.
-      classifier: the network.
+      network: what is run.
       clips: what to classify.
       front_end: settings of the spectrogram.
       **options: of `cache.predict`.
@@ -193,7 +193,7 @@ def predictions(
     """
     with progress.bar(label, len(clips), "clip") as done:
         positions, pooled, logits = cache.predict(
-            classifier, clips, front_end, on_progress=done, **options
+            network, clips, front_end, on_progress=done, **options
         )
     return [clips[i] for i in positions], pooled, logits
 

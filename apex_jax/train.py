@@ -74,27 +74,38 @@ class Task:
     """What is learned. Hashable: what is compiled depends on it.
 
     Attributes:
-      forward: `(trained, fixed, spectrogram [batch, freq, time])` to logits
-        `[batch, classes]`; trained and fixed are the parts of a network that the
-        training changes and leaves alone.
+      forward: `(trained, fixed, spectrogram [batch, freq, time], matmul_dtype)` to
+        logits `[batch, classes]`; trained and fixed are the parts of a network that
+        the training changes and leaves alone.
       loss: `(logits, target, valid)` to what the clips add to what is minimised; on
         the validation clips it chooses the epoch.
       penalty: of the trained part alone, added to the loss.
-      as_classifier: `(trained, fixed)` to the network as the rest of the package sees
-        it.
       activation: "softmax" asks for one class a clip.
+      matmul_dtype: of the products in a step; what is validated is never rounded.
     """
 
-    forward: Callable[[Any, Any, jax.Array], jax.Array]
+    forward: Callable[[Any, Any, jax.Array, settings.MatmulDtype], jax.Array]
     loss: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
     penalty: Callable[[Any], jax.Array | float] = lambda trained: 0.0
-    as_classifier: Callable[[Any, Any], classifier_lib.Classifier]
     activation: classifier_lib.Activation
+    matmul_dtype: settings.MatmulDtype = "float32"
+
+
+@functools.cache
+def _exact(task: Task) -> classifier_lib.ForwardFn:
+    """A task's network in float32, as `cache.predict` runs one."""
+
+    def forward(parts: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        trained, fixed = parts
+        logits = task.forward(trained, fixed, pixels, "float32")
+        # As its own map: nobody asks for it.
+        return logits[:, None, None, :], logits
+
+    return forward
 
 
 @functools.cache
 def classification(
-    class_names: tuple[str, ...],
     activation: classifier_lib.Activation,
     matmul_dtype: settings.MatmulDtype = "float32",
     loss: settings.Loss = "cross-entropy",
@@ -110,14 +121,12 @@ def classification(
             f"activation 'sigmoid'; got {activation!r}"
         )
     return Task(
-        forward=lambda model, _, pixels: convnext.rounded(model, matmul_dtype)(pixels),
+        forward=lambda model, _, pixels, dtype: convnext.rounded(model, dtype)(pixels),
         loss=objective.asymmetric
         if loss == "asymmetric"
         else functools.partial(objective.cross_entropy, activation=activation),
-        as_classifier=lambda model, _: convnext.as_classifier(
-            model, class_names, activation
-        ),
         activation=activation,
+        matmul_dtype=matmul_dtype,
     )
 
 
@@ -182,7 +191,7 @@ def step(
     target = target * kept[:, None]
 
     def loss_of(trained):
-        logits = task.forward(trained, fixed, pixels)
+        logits = task.forward(trained, fixed, pixels, task.matmul_dtype)
         return task.loss(logits, target, valid) + task.penalty(trained)
 
     loss, gradient = jax.value_and_grad(loss_of)(trained)
@@ -235,9 +244,7 @@ def fit(
     """
     config = Config() if config is None else config
     return run(
-        classification(
-            tuple(class_names), activation, config.matmul_dtype, config.loss
-        ),
+        classification(activation, config.matmul_dtype, config.loss),
         model,
         clips,
         validation,
@@ -393,7 +400,7 @@ def run(
         if number % steps_per_epoch == 0:
             report = _validate(
                 task,
-                task.as_classifier(trained, fixed),
+                (trained, fixed),
                 validation,
                 front_end,
                 epoch=len(epochs) + 1,
@@ -512,7 +519,7 @@ def _backgrounds(
 
 def _validate(
     task: Task,
-    classifier: classifier_lib.Classifier,
+    parts: tuple[Any, Any],
     clips: Sequence[data.Clip],
     front_end: audio.FrontEnd,
     *,
@@ -525,7 +532,7 @@ def _validate(
     skip_log: data.SkipLog,
 ) -> Epoch:
     positions, _, logits = cache.predict(
-        classifier,
+        classifier_lib.Network(params=parts, forward_fn=_exact(task)),
         clips,
         front_end,
         batch_size=batch_size,

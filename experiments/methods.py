@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -68,17 +69,46 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tested:
-    """What the three methods say of test clips.
+    """What the methods say of test clips.
 
     Attributes:
       clips: those that could be read.
+      head: the ConvNeXt's.
+      pooled: its pooled vectors, `[clip, chan]`.
       logits: of each method, `[clip, classes]`.
-      audit: APEX against the untouched network.
+      activation: of the ConvNeXt's logits, and so of APEX's.
     """
 
     clips: list[data.Clip]
+    head: classifier_lib.LinearHead
+    pooled: np.ndarray
     logits: dict[str, np.ndarray]
-    audit: disentangle.Audit
+    activation: classifier_lib.Activation
+
+    def audit(self, transform: disentangle.Transform) -> disentangle.Audit:
+        """APEX against the untouched network, on these clips.
+
+        Raises:
+          InvarianceError: APEX changes a prediction.
+        """
+        return disentangle.audit(
+            transform, self.head, self.pooled, self.logits["classifier"]
+        ).check()
+
+    def with_apex(self, transform: disentangle.Transform) -> Tested:
+        """With the logits that APEX comes to, audited."""
+        self.audit(transform)
+        logits = np.asarray(transform.compensate(self.head)(transform(self.pooled)))
+        return dataclasses.replace(self, logits={**self.logits, "apex": logits})
+
+    def probabilities(self) -> dict[str, np.ndarray]:
+        """Of each method as it means them: AudioProtoPNet's classes stand alone."""
+        return {
+            method: classifier_lib.probabilities(
+                logits, "sigmoid" if method == "audioprotopnet" else self.activation
+            )
+            for method, logits in self.logits.items()
+        }
 
 
 def train_convnext(
@@ -224,46 +254,54 @@ def fit_apex(
 def test(
     problem: Problem,
     config: options.Common,
-    classifier: classifier_lib.Classifier,
+    model: convnext.ConvNeXt,
     other: prototypes.AudioProtoPNet,
-    transform: disentangle.Transform,
     clips: Sequence[data.Clip],
 ) -> Tested:
-    """Logits of the three methods, and the audit of APEX on these clips.
+    """What both networks say of clips, from one pass over them.
 
     Args:
       problem: classes and front end.
       config: for the batch size.
-      classifier: the ConvNeXt.
+      model: the ConvNeXt.
       other: the AudioProtoPNet, with the same classes.
-      transform: APEX's.
       clips: to test on.
 
     Raises:
-      InvarianceError: APEX changes a prediction.
       ValueError: no clip could be read.
     """
-    common = {"batch_size": config.batch_size, **problem.common}
+    own = None if _same(model, other.backbone) else other.backbone
     read, pooled, logits = runs.predictions(
-        "test ConvNeXt", classifier, clips, problem.front_end, **common
-    )
-    audit = disentangle.audit(transform, classifier.head, pooled, logits).check()
-    again, _, others = runs.predictions(
-        "test AudioProtoPNet",
-        prototypes.as_classifier(other, problem.class_names),
+        "test",
+        classifier_lib.Network(params=(model, other.head, own), forward_fn=_both),
         clips,
         problem.front_end,
-        **common,
+        batch_size=config.batch_size,
+        **problem.common,
     )
-    if read != again:
-        raise ValueError("files became readable or unreadable while they were tested")
-    apex = transform.compensate(classifier.head)(transform(pooled))
+    first, second = np.split(logits, 2, axis=1)
     return Tested(
         clips=read,
-        logits={
-            "classifier": logits,
-            "audioprotopnet": others,
-            "apex": np.asarray(apex),
-        },
-        audit=audit,
+        head=convnext.as_classifier(model, problem.class_names).head,
+        pooled=pooled,
+        logits={"classifier": first, "audioprotopnet": second},
+        activation=problem.activation,
     )
+
+
+def _same(model: convnext.ConvNeXt, backbone: convnext.ConvNeXt) -> bool:
+    """Whether an AudioProtoPNet has left its backbone as it was."""
+    one, other = (convnext.named_arrays(m) for m in (model, backbone))
+    unused = {"head.kernel", "head.bias"}  # of a network restricted to some classes
+    return all(
+        name in unused or np.array_equal(one[name], other[name]) for name in other
+    )
+
+
+def _both(params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The ConvNeXt's map, its logits, and the AudioProtoPNet's beside them."""
+    model, head, own = params
+    body = model.body(pixels)
+    others = head.similarities(body if own is None else own.body(pixels))
+    logits = jnp.concatenate([model.logits(body), head.logits(others)], axis=1)
+    return model.fold(body), logits

@@ -112,7 +112,7 @@ def test_maps_are_the_formula():
 
 def test_a_vector_and_itself():
     vector = jnp.full((1, 1, 1, 1024), 0.7)
-    (found,) = network._similarity(vector, vector[0, 0]).ravel()
+    (found,) = network._similarities(vector[0], vector[0, 0]).ravel()
     assert found == pytest.approx(1 / 1.01, abs=1e-4)
 
 
@@ -168,15 +168,51 @@ def test_it_begins_unsure():
     np.testing.assert_allclose(everything, np.full((1, 4), 2.95), atol=1e-3)
 
 
-def test_as_classifier_keeps_the_contract():
+def test_as_network_gives_similarities_and_logits():
     model, spectrogram = model_of(), test_convnext.spectrograms(2, 24, 40)
-    classifier = network.as_classifier(model, NAMES)
-    feature_map, logits = classifier(spectrogram)
+    feature_map, logits = network.as_network(model)(spectrogram)
     assert feature_map.shape == (2, 1, 1, CLASSES * EACH)
-    assert classifier.activation == "sigmoid"
     np.testing.assert_allclose(logits, model(spectrogram), rtol=1e-6)
-    pooled = np.asarray(feature_map).mean(axis=(1, 2))
-    np.testing.assert_allclose(classifier.head(pooled), logits, rtol=1e-5, atol=1e-6)
+    similarities = np.asarray(feature_map).reshape(2, CLASSES, EACH)
+    weight = np.maximum(np.asarray(model.head.weight[...]), 0)
+    expected = (similarities * weight).sum(axis=-1) + np.asarray(model.head.bias[...])
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_is_that_of_the_maximum():
+    """To body and prototypes alike, of the plain formula, over two chunks."""
+    body = jax.random.normal(jax.random.key(0), (3, 2, 4, 6))
+    many = network.CHUNK + 5
+    prototypes = jax.random.normal(jax.random.key(1), (many, 1, 6))
+    head = network.PrototypeHead(
+        network.AudioProtoPNetConfig(
+            backbone=BACKBONE, num_classes=many, num_prototypes=1
+        ),
+        rngs=nnx.Rngs(0),
+    )
+
+    def ours(body, prototypes):
+        mine = jax.tree.unflatten(
+            jax.tree.structure(head), [head.bias[...], prototypes, head.weight[...]]
+        )
+        assert mine.prototypes.shape == (many, 1, 6)
+        return jnp.sum(jnp.sin(mine.similarities(body)))
+
+    def plain(body, prototypes):
+        cells = network.finer(body).reshape(3, -1, 6)
+        extended = [
+            jnp.concatenate([a, jnp.full((*a.shape[:-1], 2), 1e-4)], axis=-1)
+            for a in (cells, prototypes[:, 0])
+        ]
+        lengths = [jnp.sqrt((a**2).sum(-1) + 1e-4) for a in extended]
+        cosine = jnp.einsum("bnc,pc->bnp", *extended, precision="highest")
+        cosine /= lengths[0][..., None] * (lengths[1] + 1e-4)[None, None]
+        return jnp.sum(jnp.sin(jnp.maximum(cosine / 1.01, 0).max(axis=1)))
+
+    expected = jax.grad(plain, argnums=(0, 1))(body, prototypes)
+    found = jax.grad(ours, argnums=(0, 1))(body, prototypes)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_restricted_to_some_classes():
@@ -327,7 +363,7 @@ def test_each_part_has_its_rate_and_decay():
 def test_the_gradient_is_that_of_the_formula(clips):
     """One step down the very gradient, against differences of the plain formula."""
     model = model_of()
-    task = audioprotopnet.learning(model.config, NAMES)
+    task = audioprotopnet.learning(model.config)
     waveform = np.stack([test_cache.waveform_of(clip) for clip in clips[:8]])
     target = jnp.asarray(objective.targets(clips[:8], CLASSES))
     spectrogram = audio.spectrogram(FRONT_END, jnp.asarray(waveform))

@@ -82,7 +82,7 @@ def test_table_3(done, copies):
         target = objective.targets(part.clips, 4)[:, at]
         waves = np.stack([audio.load_clip(c.path, FRONT_END) for c in part.clips])
         logits = np.asarray(model(audio.spectrogram(FRONT_END, waves)))[:, at]
-        found = table3.scores(target.astype(bool), logits)
+        found = table3.scores(target.astype(bool), 1 / (1 + np.exp(-logits)))
         for score, value in found.items():
             assert row["scores"]["classifier"][score] == pytest.approx(value, abs=1e-4)
     with (output / "table3.csv").open(newline="") as file:
@@ -204,8 +204,8 @@ def test_table_4_is_of_one_set(copies, tmp_path):
 def test_scores_of_absent_classes():
     """By hand: class 0 ranked perfectly, class 1 absent, class 2 everywhere."""
     target = np.array([[1, 0, 1], [0, 0, 1], [0, 0, 1]], bool)
-    logits = np.array([[2.0, 0, 3], [1, 0, 0], [0, 0, 0]])
-    found = table3.scores(target, logits)
+    probability = np.array([[0.9, 0.5, 0.95], [0.7, 0.5, 0.5], [0.5, 0.5, 0.5]])
+    found = table3.scores(target, probability)
     assert found["cmap"] == pytest.approx(1.0)
     assert found["auroc"] == pytest.approx(1.0)
     assert found["auroc_zero"] == pytest.approx(1 / 3)

@@ -128,7 +128,7 @@ def step(model, waveform, label, valid):
         jax.random.key(0),
         *(jnp.asarray(a) for a in (waveform, target, valid)),
         jnp.arange(len(valid)),
-        task=train.classification(NAMES, "softmax"),
+        task=train.classification("softmax"),
         optimiser=descent(),
         front_end=FRONT_END,
         mesh=mesh_of(8),

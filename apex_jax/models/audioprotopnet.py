@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from apex_jax import classifier
+from apex_jax import classifier, settings
 from apex_jax.models import convnext
 
 # A vector is this far from having no direction; also added to its norm, as there.
@@ -77,15 +77,26 @@ class PrototypeHead(nnx.Module):
         )
 
     def similarities(
-        self, body: Float[Array, "batch freq time chan"]
+        self,
+        body: Float[Array, "batch freq time chan"],
+        matmul_dtype: settings.MatmulDtype = "float32",
     ) -> Float[Array, "batch classes prototypes"]:
         """Each prototype's similarity at the place where it is largest, in [0, 0.991].
 
+        A gradient reaches that place alone, of equal ones the first.
+
         Args:
           body: the map before pooling and before the last norm, not yet finer.
+          matmul_dtype: of the products that look for the place; the similarity there is
+            float32 either way.
         """
         prototypes = self.prototypes[...]
-        best = _best_similarities(finer(body), prototypes.reshape(-1, body.shape[-1]))
+        fine = finer(body)
+        best = _best_similarities(
+            fine.reshape(len(fine), -1, fine.shape[-1]),
+            prototypes.reshape(-1, fine.shape[-1]),
+            matmul_dtype,
+        )
         return best.reshape(len(body), *prototypes.shape[:2])
 
     def logits(
@@ -108,7 +119,8 @@ class PrototypeHead(nnx.Module):
         """
         fine = finer(body)
         prototypes = self.prototypes[...].reshape(-1, body.shape[-1])[chosen]
-        flat = _similarity(fine, prototypes)
+        cells = fine.reshape(len(fine), -1, fine.shape[-1])
+        flat = _similarities(cells, prototypes)
         return jnp.moveaxis(flat, -1, 1).reshape(len(body), -1, *fine.shape[1:3])
 
 
@@ -203,36 +215,13 @@ def forward(
     )
 
 
-def as_classifier(
-    model: AudioProtoPNet, class_names: Sequence[str]
-) -> classifier.Classifier:
-    """The network as the rest of the package sees it: similarities and a linear head.
+def as_network(model: AudioProtoPNet) -> classifier.Network:
+    """The network as the rest of the package runs it.
 
-    The pooled vector of a clip is the similarity to each prototype, so whatever asks a
-    `Classifier` for pooled vectors gets these. The head holds a weight for each class
-    and prototype, `classes ** 2 * prototypes` numbers: `restrict` a network of
-    thousands of classes to those that are asked about.
-
-    Args:
-      model: the network.
-      class_names: one name a class, in the order of the logits.
-
-    Raises:
-      ValueError: not as many names as classes.
+    The pooled vector of a clip is the similarity to each prototype, so whatever asks
+    for pooled vectors gets these.
     """
-    classes, prototypes = model.config.num_classes, model.config.num_prototypes
-    convnext.check_class_names(class_names, classes)
-    own = jnp.eye(classes)[:, :, None] * jax.nn.relu(model.head.weight[...])[None]
-    return classifier.Classifier(
-        params=model,
-        head=classifier.LinearHead(
-            weight=own.reshape(classes, classes * prototypes),
-            bias=jnp.asarray(model.head.bias[...]),
-        ),
-        forward_fn=forward,
-        class_names=tuple(class_names),
-        activation="sigmoid",
-    )
+    return classifier.Network(params=model, forward_fn=forward)
 
 
 def abstract(config: AudioProtoPNetConfig) -> AudioProtoPNet:
@@ -251,22 +240,39 @@ def from_named_arrays(
     return convnext.fill(abstract(config), arrays)
 
 
-def _similarity(
-    fine: Float[Array, "batch fine_freq fine_time chan"],
+def _similarities(
+    cells: Float[Array, "batch cells chan"],
     prototypes: Float[Array, "prototypes chan"],
+    dtype: settings.MatmulDtype = "float32",
 ) -> Float[Array, "batch cells prototypes"]:
-    """A cosine, shrunk, of vectors to which two channels of EPSILON were added."""
-    cells = fine.reshape(len(fine), -1, fine.shape[-1])
-    cell_norm = _norm(cells)
-    prototype_norm = _norm(prototypes) + EPSILON
+    """Of every cell to every prototype; `dtype` rounds the factors of the products."""
+    cell_norm, prototype_norm = _norm(cells), _prototype_norm(prototypes)
     product = jnp.einsum(
         "bnc,pc->bnp",
-        cells / cell_norm[..., None],
-        prototypes / prototype_norm[:, None],
+        (cells / cell_norm[..., None]).astype(dtype),
+        (prototypes / prototype_norm[:, None]).astype(dtype),
         precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
     )
-    added = 2 * EPSILON**2 / (cell_norm[..., None] * prototype_norm[None, None])
-    return jax.nn.relu(_SHRINK * (product + added))
+    return _shrunk(product, cell_norm[..., None] * prototype_norm[None, None])
+
+
+# What is held for the gradient are the places, not the vectors there.
+@jax.checkpoint
+def _similarity_at(
+    cells: Float[Array, "batch cells chan"],
+    place: Int[Array, "batch prototypes"],
+    prototypes: Float[Array, "prototypes chan"],
+) -> Float[Array, "batch prototypes"]:
+    """Of one cell of each clip to each prototype."""
+    there = jnp.take_along_axis(cells, place[..., None], axis=1)
+    norms = _norm(there) * _prototype_norm(prototypes)[None]
+    return _shrunk(jnp.sum(there * prototypes[None], axis=-1) / norms, norms)
+
+
+def _shrunk(cosine: jax.Array, norms: jax.Array) -> jax.Array:
+    """A cosine with the two channels of EPSILON, which belong to both vectors."""
+    return jax.nn.relu(_SHRINK * (cosine + 2 * EPSILON**2 / norms))
 
 
 def _norm(vectors: Float[Array, "*any chan"]) -> jax.Array:
@@ -274,16 +280,22 @@ def _norm(vectors: Float[Array, "*any chan"]) -> jax.Array:
     return jnp.sqrt(squares + EPSILON)
 
 
-def _best_similarities(
-    fine: Float[Array, "batch fine_freq fine_time chan"],
-    prototypes: Float[Array, "prototypes chan"],
-) -> Float[Array, "batch prototypes"]:
-    """The largest similarity over all places, a chunk of prototypes at a time."""
+def _prototype_norm(prototypes: Float[Array, "prototypes chan"]) -> jax.Array:
+    return _norm(prototypes) + EPSILON
 
-    # What is held for the gradient is a chunk's prototypes, not its similarities.
-    @jax.checkpoint
+
+def _best_similarities(
+    cells: Float[Array, "batch cells chan"],
+    prototypes: Float[Array, "prototypes chan"],
+    dtype: settings.MatmulDtype,
+) -> Float[Array, "batch prototypes"]:
+    """The largest similarity over all cells, a chunk of prototypes at a time."""
+
     def best(chunk: jax.Array) -> jax.Array:
-        return jnp.max(_similarity(fine, chunk), axis=1)
+        # Looked for without a gradient: through the maximum of all similarities it
+        # would be two more products as large, for one cell of hundreds.
+        everywhere = _similarities(*jax.lax.stop_gradient((cells, chunk)), dtype)
+        return _similarity_at(cells, jnp.argmax(everywhere, axis=1), chunk)
 
     total = len(prototypes)
     if total <= CHUNK:
@@ -292,4 +304,4 @@ def _best_similarities(
     # Ones, not zeros: a gradient through the norm of nothing helps nobody.
     padded = jnp.pad(prototypes, ((0, padding), (0, 0)), constant_values=1.0)
     chunks = jax.lax.map(best, padded.reshape(-1, CHUNK, prototypes.shape[-1]))
-    return jnp.moveaxis(chunks, 0, 1).reshape(len(fine), -1)[:, :total]
+    return jnp.moveaxis(chunks, 0, 1).reshape(len(cells), -1)[:, :total]

@@ -106,6 +106,7 @@ def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
         padding="SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
+        precision=jax.lax.Precision.HIGHEST,  # as the network's other products
     )
 
 

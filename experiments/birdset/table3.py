@@ -20,9 +20,7 @@ from apex_jax import (
     runs,
     schemes,
 )
-from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
-from apex_jax.models import convnext
 from experiments import methods
 from experiments.birdset import labels, networks, options, tables
 
@@ -108,11 +106,10 @@ def _test(
     tested = methods.test(
         dataclasses.replace(problem, class_names=names),
         config,
-        convnext.as_classifier(own.classifier, names, "sigmoid"),
+        own.classifier,
         own.other,
-        transform,
         clips,
-    )
+    ).with_apex(transform)
     target = objective.targets(tested.clips, len(names)).astype(bool)
     return {
         "clips": len(tested.clips),
@@ -124,24 +121,24 @@ def _test(
             if not there
         ],
         "scores": {
-            method: scores(target, logits) for method, logits in tested.logits.items()
+            method: scores(target, probabilities)
+            for method, probabilities in tested.probabilities().items()
         },
-        "invariance": dataclasses.asdict(tested.audit),
+        "invariance": dataclasses.asdict(tested.audit(transform)),
     }
 
 
-def scores(target: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+def scores(target: np.ndarray, probability: np.ndarray) -> dict[str, float]:
     """BirdSet's metrics, with both rules for classes without positives.
 
     Args:
       target: 1 where a bird is, `[clip, classes]`.
-      logits: `[clip, classes]`.
+      probability: `[clip, classes]`.
 
     Returns:
       cmap, which leaves such classes out; auroc, which does too; auroc_zero, which
       counts them as 0 as the reference does; t1, of the clips with a bird.
     """
-    probability = classifier_lib.probabilities(logits, "sigmoid")
     with warnings.catch_warnings():
         # Which classes they are is in the results.
         warnings.filterwarnings("ignore", message=".*classes have no positives")

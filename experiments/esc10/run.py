@@ -24,7 +24,6 @@ from apex_jax import (
     runs,
     schemes,
 )
-from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 from experiments import methods
@@ -58,7 +57,8 @@ def main(config: options.Config) -> dict[str, Any]:
         with stages(f"fold {fold}"):
             held = [clip for clip, own in zip(clips, folds, strict=True) if own == fold]
             rest = [clip for clip, own in zip(clips, folds, strict=True) if own != fold]
-            _fold(config, folder, fold, split(rest, held, len(names)), names, mesh)
+            splits = split(rest, held, len(names), config.seed)
+            _fold(config, folder, fold, splits, names, mesh)
     results = _summary(config, output, names)
     results |= {
         **stages.to_dict(),
@@ -96,14 +96,14 @@ def of_source(clip: data.Clip) -> data.Clip:
 
 
 def split(
-    rest: Sequence[data.Clip], held: Sequence[data.Clip], num_classes: int
+    rest: Sequence[data.Clip], held: Sequence[data.Clip], num_classes: int, seed: int
 ) -> data.Splits:
     """The other folds, less some clips of each class to validate on, and the fold.
 
     Clips of one source recording stay together.
     """
     train, validation = dataset.split(
-        rest, (1 - VALIDATION, VALIDATION), num_classes=num_classes, seed=0
+        rest, (1 - VALIDATION, VALIDATION), num_classes=num_classes, seed=seed
     )
     return data.Splits(train=train, validation=validation, test=list(held))
 
@@ -139,6 +139,8 @@ def _fold(
         cached = methods.features(
             folder / "cache", problem, config, classifier, splits.train, "square"
         )
+    with stages("test"):
+        tested = methods.test(problem, config, model, other, splits.test)
     found: dict[str, Any] = {}
     for scheme in get_args(schemes.Scheme):
         runs.say(f"scheme {scheme.replace('_', '-')}")
@@ -156,17 +158,13 @@ def _fold(
         with stages("masking"):
             study = _study(mask_key, config, problem, fitted.explainer)
         _keep(folder / f"masked-{scheme}.npz", study)
-        found[scheme] = {"purity": dataclasses.asdict(fitted.history)}
+        audit = tested.audit(fitted.explainer.transform)
+        found[scheme] = {
+            "purity": dataclasses.asdict(fitted.history),
+            "invariance": dataclasses.asdict(audit),
+        }
         if scheme == config.scheme:
-            with stages("test"):
-                tested = methods.test(
-                    problem,
-                    config,
-                    classifier,
-                    other,
-                    fitted.explainer.transform,
-                    splits.test,
-                )
+            tested = tested.with_apex(fitted.explainer.transform)
             with stages("figures"):
                 _draw(folder, fitted.explainer, tested.clips, config.examples)
     target = objective.targets(tested.clips, len(names)).astype(bool)
@@ -178,12 +176,9 @@ def _fold(
             "fold": fold,
             "clips": {"train": len(cached.clips), "test": len(tested.clips)},
             "scores": {
-                method: metrics.summary(
-                    target, classifier_lib.probabilities(logits, "softmax")
-                )
-                for method, logits in tested.logits.items()
+                method: metrics.summary(target, probabilities)
+                for method, probabilities in tested.probabilities().items()
             },
-            "invariance": dataclasses.asdict(tested.audit),
             "schemes": found,
             "skipped_files": len(skip_log),
             **stages.to_dict(),

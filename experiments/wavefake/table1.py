@@ -156,14 +156,9 @@ def _row(
         )
     explain.save(output, fitted.explainer, overwrite=True)
     with stages("test"):
-        tested = methods.test(
-            problem,
-            config,
-            classifier,
-            other,
-            fitted.explainer.transform,
-            splits.test,
-        )
+        transform = fitted.explainer.transform
+        tested = methods.test(problem, config, model, other, splits.test)
+        tested = tested.with_apex(transform)
     rows = wavefake_corpus.rows_by_vocoder(tested.clips, corpus)
     eer = {
         method: evaluation.eers(logits, tested.clips, rows)
@@ -177,7 +172,7 @@ def _row(
             "train_on": vocoder,
             "eer": eer,
             "clips": {"train": len(cached.clips), "test": len(tested.clips)},
-            "invariance": dataclasses.asdict(tested.audit),
+            "invariance": dataclasses.asdict(tested.audit(transform)),
             "purity": dataclasses.asdict(fitted.history),
             "skipped_files": len(skip_log),
             **stages.to_dict(),
