@@ -69,6 +69,7 @@ def main(config: options.Config) -> dict[str, Any]:
         "table": 3,
         "scheme": config.scheme,
         "train_on": config.train_on,
+        "validate_on": config.validate_on,
         "explain_on": config.explain_on,
         "tests": found,
         "purity": dataclasses.asdict(fitted.history),
