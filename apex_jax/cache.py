@@ -444,7 +444,7 @@ def _write_index(directory: Path, index: dict[str, Any]) -> None:
     """Once, by the primary process: from then on the cache is this one."""
     file = directory / "cache.json"
     if hosts.is_primary() and not file.exists():
-        _write_whole(file, lambda f: f.write(json.dumps(index, indent=1).encode()))
+        write_whole(file, lambda f: f.write(json.dumps(index, indent=1).encode()))
 
 
 def _shard_clips(
@@ -539,7 +539,7 @@ def _fill(
         skipped = [entry for entry in skip_log.entries() if entry[0] in paths]
         arrays["skipped"] = np.array(skipped, np.str_).reshape(-1, 2)
         arrays["cache"] = np.array(_name(index))
-        _write_whole(
+        write_whole(
             _file(directory, number),
             lambda file: np.savez(file, **arrays),  # type: ignore[arg-type]
         )
@@ -636,7 +636,7 @@ def _load(
     )
 
 
-def _write_whole(file: Path, write: Callable[[BinaryIO], Any]) -> None:
+def write_whole(file: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Writes a file that appears whole or not at all."""
     temporary = file.with_suffix(".tmp")
     with temporary.open("wb") as stream:

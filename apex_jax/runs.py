@@ -35,8 +35,9 @@ from apex_jax import classifier as classifier_lib
 Network = TypeVar("Network")
 
 INDENT = 13  # of what stands beside a label
+IRRELEVANT = ("overwrite", "hosts")  # options that change no result
 TRAINING = "-training"  # the folder beside a network that tells of its training
-FINISHED = "finished.json"
+MADE_FROM = "made_from.json"
 BANK_HEADER = (
     "channel",
     "sign",
@@ -90,9 +91,6 @@ def claim(output: Path, config: Any, **more: Any) -> bool:
                 "folder, or --overwrite it"
             )
         (output / "results.json").unlink(missing_ok=True)
-        if not known:
-            for stale in output.glob(f"*{TRAINING}"):
-                shutil.rmtree(stale)
         write_json(output / "config.json", {**plain(config), **more})
 
     hosts.agree(decide)
@@ -102,8 +100,20 @@ def claim(output: Path, config: Any, **more: Any) -> bool:
 def same(output: Path, config: Any, **more: Any) -> bool:
     """Whether the folder was claimed with settings that give the same results."""
     before = read_json(output / "config.json")
-    either = {"overwrite": None, "hosts": None}  # what changes no result
+    either = dict.fromkeys(IRRELEVANT)
     return {**(before or {}), **either} == {**plain(config), **more, **either}
+
+
+def settings_of(config: Any) -> str:
+    """A digest of all that decides results; a part that is finished carries it."""
+    relevant = {name: v for name, v in plain(config).items() if name not in IRRELEVANT}
+    return resume.digest(json.dumps(relevant, sort_keys=True))
+
+
+def is_finished(file: Path, config: Any) -> bool:
+    """Whether a part's results are there, and of these settings."""
+    found = read_json(file) or {}
+    return hosts.collect(found.get("settings") == settings_of(config))[0]
 
 
 def trained(
@@ -113,13 +123,16 @@ def trained(
     load: Callable[[Path], tuple[Network, Any]],
     save: Callable[[Path, Network], Any],
     clips: Sequence[Sequence[data.Clip]],
+    made_from: Mapping[str, Any],
+    overwrite: bool,
     label: str,
     total: int,
 ) -> tuple[Network, list[train.Epoch]]:
-    """A network that an earlier run of the same settings kept, or one trained now.
+    """A network that an earlier run kept, or one trained now.
 
-    Its logbook, and its state while it is trained, lie beside `folder`, in
-    `FOLDER-training`; `claim` removes them where other settings made them.
+    Its logbook, its state while it is trained and digests of what it is made from lie
+    beside `folder`, in `FOLDER-training`. What was made from the same is used, finished
+    or not; nothing else is.
 
     Args:
       folder: where the network is kept.
@@ -127,15 +140,36 @@ def trained(
       load: reads it from `folder`.
       save: writes it there.
       clips: all that it is trained and validated on.
+      made_from: what else it depends on, by name: settings, weights to start from.
+      overwrite: whether a network made from something else may be replaced.
       label: of the bar.
       total: clips that all epochs come to.
+
+    Raises:
+      ValueError: there is a network, or an interrupted training, made from something
+        else, and `overwrite` is off.
     """
     beside = folder.with_name(folder.name + TRAINING)
-    finished = {"clips": resume.digest([cache.listing(part) for part in clips])}
-    done = read_json(beside / FINISHED) == finished and folder.exists()
-    if hosts.collect(done)[0]:
+    wanted = {name: resume.digest(part) for name, part in made_from.items()}
+    wanted["clips"] = resume.digest([cache.listing(part) for part in clips])
+    found = hosts.collect(read_json(beside / MADE_FROM))[0]
+    known = found["digests"] if found else wanted
+    differs = sorted(name for name in wanted if known.get(name) != wanted[name])
+    if differs and not overwrite:
+        raise ValueError(
+            f"{folder} is a network, or the beginning of one, made from other "
+            f"{' and '.join(differs)}; name another folder, or --overwrite it"
+        )
+    there = hosts.collect(folder.exists())[0]
+    if found and found["finished"] and there and not differs:
         say(f"trained before: {folder}")
         return load(folder)[0], logbook.read(beside)
+    if hosts.is_primary():
+        if differs:
+            shutil.rmtree(beside)
+        beside.mkdir(parents=True, exist_ok=True)
+    write_json(beside / MADE_FROM, {"finished": False, "digests": wanted})
+    hosts.barrier("training begins")
     with (
         logbook.writing(beside) as on_epoch,
         progress.bar(label, total, "clip") as on_progress,
@@ -144,7 +178,7 @@ def trained(
             on_epoch=on_epoch, on_progress=on_progress, state_dir=beside / "state"
         )
     save(folder, network)
-    write_json(beside / FINISHED, finished)
+    write_json(beside / MADE_FROM, {"finished": True, "digests": wanted})
     hosts.barrier("training kept")
     if hosts.is_primary():
         shutil.rmtree(beside / "state", ignore_errors=True)
@@ -328,10 +362,11 @@ def read_json(file: Path) -> Any:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Indented, with a newline at the end; of several processes the first writes it."""
+    """Indented, whole or not at all; of several processes the first writes it."""
     if not hosts.is_primary():
         return
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2) + "\n"
+    cache.write_whole(file, lambda stream: stream.write(text.encode()))
 
 
 def report(label: str, text: str, *more: str) -> None:

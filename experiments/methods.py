@@ -148,7 +148,12 @@ def train_convnext(
         folder,
         learn,
         problem,
+        config,
         config.train,
+        weights=None
+        if config.pretrained is None
+        else checkpoint.load_classifier(config.pretrained)[0],
+        shape=shape,
         load=checkpoint.load_classifier,
         save=save,
         label="train ConvNeXt",
@@ -174,7 +179,10 @@ def train_prototypes(
             **problem.common,
         ),
         problem,
+        config,
         config.audioprotopnet,
+        weights=backbone,
+        shape=backbone.config,
         load=checkpoint.load_audioprotopnet,
         save=functools.partial(checkpoint.save_audioprotopnet, **_about(problem)),
         label="train AudioProtoPNet",
@@ -182,12 +190,27 @@ def train_prototypes(
 
 
 def _trained(
-    folder: Path, learn: Any, problem: Problem, training: Any, **how: Any
+    folder: Path,
+    learn: Any,
+    problem: Problem,
+    config: options.Common,
+    training: Any,
+    *,
+    weights: convnext.ConvNeXt | None,
+    shape: convnext.ConvNeXtConfig,
+    **how: Any,
 ) -> Any:
     splits = problem.splits
     return runs.trained(
         folder,
         learn,
+        made_from={
+            "settings": repr((shape, training, config.seed, problem.activation)),
+            "classes": repr(problem.class_names),
+            "front end": repr(problem.front_end),
+            "weights": weights,
+        },
+        overwrite=config.overwrite,
         clips=(splits.train, splits.validation, problem.background),
         total=train.clips_in_all(training, len(splits.train), problem.mesh),
         **how,

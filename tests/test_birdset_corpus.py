@@ -6,6 +6,7 @@ The sounds are synthetic; the layouts are those of the release.
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -309,3 +310,25 @@ def test_a_list_that_is_none(content, tmp_path):
         labels.read(tmp_path, "HSN")
     with pytest.raises(ValueError, match="has no SNE_ebird_codes"):
         labels.read(tmp_path, "SNE")
+
+
+def test_backgrounds_come_out_of_archives_too(tmp_path):
+    """As BirdSet has them: recordings without birds in dcase18's shards."""
+    folder = tmp_path / "dcase18"
+    folder.mkdir()
+    for number in (1, 2):
+        with tarfile.open(folder / f"dcase18_shard_000{number}.tar.gz", "w:gz") as tar:
+            member = tarfile.TarInfo(f"somewhere/noise{number}.wav")
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b"abc"))
+    log = data.SkipLog()
+    for _ in range(2):
+        found = corpus.backgrounds(folder, tmp_path / "unpacked", log)
+        assert [Path(c.path).name for c in found] == ["noise1.wav", "noise2.wav"]
+        assert all(c.labels == () for c in found)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "dcase18_shard_0001.tar.gz",
+        "dcase18_shard_0002.tar.gz",
+    ]
+    with pytest.raises(ValueError, match="holds no sound files"):
+        corpus.backgrounds(tmp_path / "none", None, log)

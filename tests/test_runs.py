@@ -297,7 +297,7 @@ def test_the_bank_keeps_names_that_are_no_text(tmp_path):
 
 
 def test_a_network_is_trained_once(tmp_path):
-    """Unless its clips change, or other settings claim the folder."""
+    """And replaced only if that is meant, by one that is made from something else."""
     sound = tmp_path / "a.wav"
     sound.write_bytes(b"1")
     clips = [data.Clip(path=sound, label=0)]
@@ -318,13 +318,15 @@ def test_a_network_is_trained_once(tmp_path):
         on_epoch(only)
         return "network", [only]
 
-    def run():
+    def run(rate=0.1, overwrite=False):
         return runs.trained(
             kept,
             fit,
             load=lambda path: (path.read_text(), {}),
             save=lambda path, network: path.write_text(network),
             clips=(clips, clips),
+            made_from={"settings": repr(rate), "weights": np.ones(3)},
+            overwrite=overwrite,
             label="train",
             total=1,
         )
@@ -335,9 +337,58 @@ def test_a_network_is_trained_once(tmp_path):
     assert runs.claim(tmp_path / "run", config)
     assert run() == ("network", [only])
     assert len(trainings) == 1
-    sound.write_bytes(b"22")
-    run()
-    assert len(trainings) == 2
+    # An option that the training does not depend on.
     assert not runs.claim(tmp_path / "run", Config(number=5))
     run()
-    assert len(trainings) == 3
+    assert len(trainings) == 1
+    with pytest.raises(ValueError, match=r"made from other settings; .*--overwrite"):
+        run(rate=0.2)
+    sound.write_bytes(b"22")
+    with pytest.raises(ValueError, match="made from other clips and settings"):
+        run(rate=0.2)
+    assert kept.read_text() == "network"
+    run(rate=0.2, overwrite=True)
+    assert len(trainings) == 2
+    run(rate=0.2)
+    assert len(trainings) == 2
+
+
+def test_an_interrupted_training_is_not_thrown_away(tmp_path):
+    """The same goes on with its state; another is refused, or begins without it."""
+    kept, states = tmp_path / "network", []
+
+    def interrupted(*, on_epoch, on_progress, state_dir):
+        states.append(state_dir.exists())
+        state_dir.mkdir(exist_ok=True)
+        raise KeyboardInterrupt
+
+    def run(rate=0.1, overwrite=False):
+        with pytest.raises(KeyboardInterrupt):
+            runs.trained(
+                kept,
+                interrupted,
+                load=lambda path: ("network", {}),
+                save=lambda path, network: None,
+                clips=(),
+                made_from={"settings": repr(rate)},
+                overwrite=overwrite,
+                label="train",
+                total=1,
+            )
+
+    run()
+    run()
+    with pytest.raises(ValueError, match="made from other settings"):
+        run(rate=0.2)
+    run(rate=0.2, overwrite=True)
+    assert states == [False, True, False]
+
+
+def test_a_finished_part_is_of_the_same_settings(tmp_path):
+    file = tmp_path / "results.json"
+    assert not runs.is_finished(file, Config())
+    runs.write_json(file, {"settings": runs.settings_of(Config(overwrite=True))})
+    assert runs.is_finished(file, Config())
+    assert not runs.is_finished(file, Config(number=4))
+    runs.write_json(file, {})
+    assert not runs.is_finished(file, Config())

@@ -183,6 +183,12 @@ def _train(
             overwrite=True,
         ),
         clips=(clips.train, clips.validation),
+        made_from={
+            "settings": repr((shape, config.train, seed, found.activation)),
+            "classes": repr(found.class_names),
+            "front end": repr(front_end),
+        },
+        overwrite=config.overwrite,
         label="train",
         total=training.clips_in_all(config.train, len(clips.train), mesh),
     )

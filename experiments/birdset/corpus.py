@@ -150,13 +150,26 @@ def has(root: Path, name: str, split: Split) -> bool:
         return False
 
 
-def backgrounds(folder: Path) -> tuple[data.Clip, ...]:
-    """Recordings to put behind training clips, all sounds below a folder.
+def backgrounds(
+    folder: Path, unpack_dir: Path | None, skip_log: data.SkipLog
+) -> tuple[data.Clip, ...]:
+    """Recordings to put behind training clips, all sounds in a folder.
+
+    Args:
+      folder: with sounds in it or below, or with BirdSet's archives of them, as
+        dcase18_shard_0001.tar.gz.
+      unpack_dir: where archives are unpacked; None: in the folder.
+      skip_log: takes archives that are broken.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is no folder, or no sound in it.
     """
-    found = sorted(_sounds((folder,)).values()) if folder.is_dir() else []
+    found: list[Path] = []
+    if folder.is_dir():
+        name = folder.resolve().name
+        into = folder / "extracted" if unpack_dir is None else unpack_dir / name
+        unpack.sounds(folder, name, "train", (), into, skip_log)
+        found = sorted(_sounds((folder, into)).values())
     if not found:
         raise ValueError(f"--background {folder} holds no sound files")
     return tuple(data.Clip(path=path, label=()) for path in found)

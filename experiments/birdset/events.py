@@ -98,15 +98,17 @@ def limit(
     sizes = np.diff(np.r_[firsts, len(by_pair)])
     rank = np.empty(len(files), int)
     rank[by_pair] = np.arange(len(by_pair)) - np.repeat(firsts, sizes)
-    kept = np.zeros(len(files), bool)
+    # Pairs lie class by class.
     pair_class = class_of[by_pair[firsts]]
-    for number in np.unique(class_of):
-        counts = sizes[pair_class == number]
+    caps = np.empty(pair_class.max() + 1, int)
+    for number, counts in enumerate(
+        np.split(sizes, np.flatnonzero(np.diff(pair_class)) + 1)
+    ):
         cap = int(counts.max())
         while cap > least and np.minimum(counts, cap - 1).sum() >= class_limit:
             cap -= 1
-        kept |= (class_of == number) & (rank < cap)
-    return np.flatnonzero(kept)
+        caps[number] = cap
+    return np.flatnonzero(rank < caps[class_of])
 
 
 def window(span: Span, length_s: float | None) -> Span:

@@ -122,11 +122,12 @@ def get(
     if config.weights is not None:
         model, metadata = checkpoint.load_classifier(_inside(config.weights))
         names = _names(config.weights, metadata["class_names"], names)
-        front_end = _front_end(metadata["front_end"], front_end)
+        front_end = _front_end(config.weights, metadata["front_end"], front_end)
     if config.prototypes is not None and with_other:
         other, metadata = checkpoint.load_audioprotopnet(config.prototypes)
         other_names = _names(config.prototypes, metadata["class_names"], other_names)
-        if _front_end(metadata["front_end"], front_end) != front_end:
+        own = _front_end(config.prototypes, metadata["front_end"], front_end)
+        if own != front_end:
             raise ValueError(
                 f"--prototypes {config.prototypes} has another front end than the "
                 "classifier; they are compared on the same spectrograms"
@@ -250,7 +251,7 @@ def _problem(
         front_end=front_end,
         background=()
         if config.background is None
-        else corpus.backgrounds(config.background),
+        else corpus.backgrounds(config.background, config.unpack_dir, skip_log),
         mesh=mesh,
         skip_log=skip_log,
     )
@@ -292,5 +293,10 @@ def _names(
     return tuple(found)
 
 
-def _front_end(stored: dict | None, asked: audio.FrontEnd) -> audio.FrontEnd:
-    return asked if stored is None else audio.FrontEnd.from_dict(stored)
+def _front_end(
+    path: Path, stored: dict | None, asked: audio.FrontEnd
+) -> audio.FrontEnd:
+    if stored is None:
+        runs.say(f"{path} carries no front end; --front-end's settings are used")
+        return asked
+    return audio.FrontEnd.from_dict(stored)

@@ -35,7 +35,7 @@ def main(config: options.Config) -> dict[str, Any]:
     known = {name: labels.read(config.labels, name) for name in tests}
     stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
     mesh = mesh_lib.make()
-    again = runs.claim(output, config)
+    runs.claim(output, config)
     with stages("train"):
         trained = networks.get(config, output, mesh, skip_log, with_other=True)
     for name, names in known.items():  # before hours of work
@@ -55,14 +55,14 @@ def main(config: options.Config) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, names in known.items():
         file = output / name / "results.json"
-        if again and hosts.collect(file.exists())[0]:
+        if runs.is_finished(file, config):
             runs.say(f"{name}: finished before, in {file.parent}")
         else:
             with stages(name):
                 row = _test(config, problem, trained, fitted.explainer.transform,
                             name, names)  # fmt: skip
             file.parent.mkdir(exist_ok=True)
-            runs.write_json(file, row)
+            runs.write_json(file, row | {"settings": runs.settings_of(config)})
             hosts.barrier(f"tested {name}")
         found[name] = runs.read_json(file)
     results = {

@@ -46,7 +46,7 @@ def main(config: options.Config) -> dict[str, Any]:
     names = labels.read(config.labels, name)
     stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
     mesh = mesh_lib.make()
-    again = runs.claim(output, config)
+    runs.claim(output, config)
     with stages("train"):
         trained = networks.get(config, output, mesh, skip_log, with_other=False)
     own = trained.restricted(names, name)
@@ -59,7 +59,7 @@ def main(config: options.Config) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for scheme in get_args(schemes.Scheme):
         file = output / scheme / "results.json"
-        if again and hosts.collect(file.exists())[0]:
+        if runs.is_finished(file, config):
             runs.say(f"{scheme}: finished before, in {file.parent}")
         else:
             with stages(scheme):
@@ -69,7 +69,7 @@ def main(config: options.Config) -> dict[str, Any]:
                 row = _masked(
                     mask_key, config, problem, own, fitted.explainer, clips
                 ) | {"purity": dataclasses.asdict(fitted.history)}
-            runs.write_json(file, row)
+            runs.write_json(file, row | {"settings": runs.settings_of(config)})
             hosts.barrier(f"hidden {scheme}")
         found[scheme] = runs.read_json(file)
     results = {

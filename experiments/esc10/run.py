@@ -46,12 +46,12 @@ def main(config: options.Config) -> dict[str, Any]:
             f"--folds: no file of {config.data_dir} is of fold {absent[0]}; there are "
             f"{', '.join(map(str, sorted(set(folds))))}"
         )
-    again = runs.claim(output, config)
+    runs.claim(output, config)
     clips = [of_source(clip) for clip in clips]
     for fold in config.folds:
         folder = output / f"fold{fold}"
         runs.say(f"\nfold {fold}")
-        if again and hosts.collect((folder / "results.json").exists())[0]:
+        if runs.is_finished(folder / "results.json", _of_fold(config)):
             runs.say(f"finished before, in {folder}")
             continue
         with stages(f"fold {fold}"):
@@ -174,6 +174,7 @@ def _fold(
         folder / "results.json",
         {
             "fold": fold,
+            "settings": runs.settings_of(_of_fold(config)),
             "clips": {"train": len(cached.clips), "test": len(tested.clips)},
             "scores": {
                 method: metrics.summary(target, probabilities)
@@ -184,6 +185,11 @@ def _fold(
             **stages.to_dict(),
         },
     )
+
+
+def _of_fold(config: options.Config) -> options.Config:
+    """What a fold depends on: not on which others there are."""
+    return dataclasses.replace(config, folds=())
 
 
 def _study(

@@ -27,7 +27,6 @@ def main(config: options.Config) -> dict[str, Any]:
     name = "demo" if config.data_dir is None else config.data_dir.resolve().name
     output = config.output_dir or Path("runs") / f"{name}-table2"
     config = dataclasses.replace(config, output_dir=output)
-    again = hosts.collect(runs.same(output, config))[0]
     runs.claim(output, config)
     stages = progress.Stages()
     found: dict[str, dict[str, Any]] = {}
@@ -35,7 +34,7 @@ def main(config: options.Config) -> dict[str, Any]:
     for scheme in get_args(schemes.Scheme):
         folder = output / scheme
         runs.say(f"\nscheme {scheme.replace('_', '-')}")
-        if hosts.collect(again and (folder / "results.json").exists())[0]:
+        if runs.is_finished(folder / "results.json", config):
             runs.say(f"finished before, in {folder}")
             found[scheme] = runs.read_json(folder / "results.json")
         else:
@@ -47,9 +46,10 @@ def main(config: options.Config) -> dict[str, Any]:
                         scheme=scheme,
                         output_dir=folder,
                         weights=weights,
-                        overwrite=True,
                     )
                 )
+            done = found[scheme] | {"settings": runs.settings_of(config)}
+            runs.write_json(folder / "results.json", done)
         # The first scheme's run trains the classifier, the others explain the same.
         weights = weights or folder / "classifier"
     trained = next(iter(found.values()))["corpus"]["train_on"]
