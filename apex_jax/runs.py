@@ -35,7 +35,8 @@ from apex_jax import classifier as classifier_lib
 Network = TypeVar("Network")
 
 INDENT = 13  # of what stands beside a label
-IRRELEVANT = ("overwrite", "hosts")  # options that change no result
+# Options that change no result; a run's own folder may be moved.
+IRRELEVANT = ("overwrite", "hosts", "output_dir", "out")
 TRAINING = "-training"  # the folder beside a network that tells of its training
 MADE_FROM = "made_from.json"
 BANK_HEADER = (

@@ -9,6 +9,7 @@ import pytest
 import test_birdset_corpus
 
 from apex_jax import audio, checkpoint, objective, optimize, settings, train
+from apex_jax import classifier as classifier_lib
 from apex_jax.models import audioprotopnet, convnext
 from experiments import methods
 from experiments.birdset import labels, networks, options, table3, table4, tables
@@ -210,3 +211,33 @@ def test_scores_of_absent_classes():
     assert found["auroc"] == pytest.approx(1.0)
     assert found["auroc_zero"] == pytest.approx(1 / 3)
     assert found["t1"] == pytest.approx(1 / 3)
+
+
+def test_the_mean_leaves_out_what_chose_the_epoch():
+    """By hand: POW, which the paper validates on, and two others."""
+    tests = {
+        name: {"scores": {method: {"cmap": value} for method in methods.TITLES}}
+        for name, value in (("POW", 0.9), ("HSN", 0.2), ("SNE", 0.4))
+    }
+    rows = tables.scored({"tests": tests, "validate_on": "POW"}, "cmap")
+    assert rows[0] == ("", "POW*", "HSN", "SNE", "mean")
+    assert rows[1] == ("ConvNeXt", "0.90", "0.20", "0.40", "0.30")
+    # The paper's HSN and SNE: 0.52 and 0.32.
+    assert rows[2][-1] == "0.42"
+    rows = tables.scored({"tests": tests, "validate_on": "NES"}, "cmap")
+    assert rows[1][-1] == "0.50"
+
+
+def test_each_method_has_its_own_probabilities():
+    """AudioProtoPNet's classes stand alone, whatever the ConvNeXt's do."""
+    logits = np.array([[0.0, 2.0], [1.0, -1.0]], np.float32)
+    tested = methods.Tested(
+        clips=[],
+        head=classifier_lib.LinearHead(weight=np.eye(2), bias=np.zeros(2)),
+        pooled=logits,
+        logits={"classifier": logits, "audioprotopnet": logits},
+        activation="softmax",
+    )
+    found = tested.probabilities()
+    np.testing.assert_allclose(found["classifier"].sum(axis=1), 1)
+    np.testing.assert_allclose(found["audioprotopnet"], 1 / (1 + np.exp(-logits)))

@@ -67,8 +67,8 @@ def scored(results: Mapping[str, Any], score: str) -> Rows:
         rows.append((title, *map(layout.number, [*own.values(), mean])))
         known = {name: PAPER[method].get(score, {}).get(name) for name in tests}
         if any(value is not None for value in known.values()):
-            theirs = [known[name] for name in counted]
-            whole = None if None in theirs else sum(theirs) / len(theirs)  # type: ignore[arg-type]
+            theirs = [v for v in map(known.get, counted) if v is not None]
+            whole = sum(theirs) / len(theirs) if len(theirs) == len(counted) else None
             rows.append(
                 (f"{title}, paper", *map(layout.number, [*known.values(), whole]))
             )
