@@ -106,9 +106,10 @@ def top_clips(
         # joined in device order, ties still go to the lowest.
         values, local = ranking.best(
             direction * transform.matrix,
-            pooled - transform.centre[None, :],
+            pooled,
             num_clips - first,
             min(num, len(pooled)),
+            centre=transform.centre,
         )
         return values, local + first
 

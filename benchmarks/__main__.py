@@ -20,6 +20,7 @@ from typing import Any, Literal
 import jax
 import tyro
 
+from apex_jax import cache
 from benchmarks import (
     compare_torch,
     frontend,
@@ -102,36 +103,46 @@ def main(config: Config, size: sizes.Sizes | None = None) -> dict[str, Any]:
     if config.compare_torch:
         compare_torch.check_torch()  # before minutes of work, not after
     if size is None:
-        size = sizes.smoke() if config.smoke else sizes.paper()
+        size = (
+            sizes.smoke()
+            if config.smoke
+            else sizes.paper(accelerator=jax.default_backend() != "cpu")
+        )
     start, described = time.perf_counter(), machine.describe()
     print(
         f"{described['devices']} x {described['device']}, {described['cores']} cores, "
         f"load {described['load_average']}\n\n{table.heading()}"
     )
-    found = []
+    if config.output is not None:
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {
+        "machine": described,
+        "size": "paper" if size.judged else "smoke",
+        "seconds": 0.0,
+        "rows": [],
+        "growth": [],
+    }
+
+    def save() -> None:
+        results["seconds"] = time.perf_counter() - start
+        if config.output is not None:
+            text = json.dumps(results, indent=2) + "\n"
+            cache.write_whole(config.output, lambda file: file.write(text.encode()))
+
     for measure in stages(config).values():
         for row in measure(size):
             print(table.terminal(row), flush=True)
-            found.append(row)
-    points = []
+            results["rows"].append(row.to_dict())
+        save()  # minutes of measuring, should a later stage fail
     if not config.only or "growth" in config.only:
         points = growth.growth(size)
         print(f"{'-' * table.WIDTH}\n{table.terminal_growth(points)}")
-    seconds = time.perf_counter() - start
-    results = {
-        "machine": described,
-        "size": "paper" if size.judged else "smoke",
-        "seconds": seconds,
-        "rows": [row.to_dict() for row in found],
-        "growth": [dataclasses.asdict(point) for point in points],
-    }
-    print(f"\n{table.seconds(seconds)} in all")
-    if config.output is not None:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        config.output.write_text(json.dumps(results, indent=2) + "\n")
-        if points:
+        results["growth"] = [dataclasses.asdict(point) for point in points]
+        save()
+        if config.output is not None:
             virtual = described["devices"] < max(size.growth_devices)
             growth_plot.save(config.output.with_suffix(".png"), points, virtual=virtual)
+    print(f"\n{table.seconds(results['seconds'])} in all")
     return results
 
 

@@ -40,6 +40,9 @@ def backbone(size: sizes.Sizes) -> list[rows.Row]:
 
     on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
     torch.set_num_threads(hosts.cores())
+    # Float32 on either side; by default cuDNN rounds its factors to 11 bits (TF32).
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     model = synthetic.classifier(size.network).params
     shape = (size.batch, *size.front_end.shape)
     # A copy: torch warns of JAX's arrays, which may not be written.
@@ -58,7 +61,7 @@ def backbone(size: sizes.Sizes) -> list[rows.Row]:
         planes = planes.to(getattr(torch, dtype), memory_format=torch.channels_last)
         if on_gpu:
             twin, planes = twin.cuda(), planes.cuda()
-        peers = {"torch, eager": twin}
+        peers: dict[str, Any] = {"torch, eager": twin}
         if on_gpu:
             peers["torch.compile"] = torch.compile(twin)
 

@@ -130,9 +130,9 @@ def feature_pass(size: sizes.Sizes) -> list[rows.Row]:
     num_batches = -(-size.sounds // batch)
     waveform = synthetic.waveforms(front_end, size.sounds)
     spread = mesh_lib.shard(
-        np.asarray(jax.jit(audio.spectrogram, static_argnums=0)(front_end, waveform))[
-            :batch
-        ],
+        np.asarray(
+            jax.jit(audio.spectrogram, static_argnums=0)(front_end, waveform[:batch])
+        ),
         mesh,
     )
     copies = mesh_lib.replicate(classifier, mesh)

@@ -96,6 +96,14 @@ def _point(stage: str, axis: str, value: int, row: rows.Row) -> Point:
 
 def over_devices(size: sizes.Sizes) -> list[Point]:
     """The same work on more devices: accelerators, or virtual devices of the CPU."""
+    if jax.default_backend() != "cpu":
+        there = [n for n in size.growth_devices if n <= len(jax.devices())]
+        # A single one has nothing to grow to.
+        return (
+            on_devices(dataclasses.replace(size, growth_devices=tuple(there)))
+            if len(there) > 1
+            else []
+        )
     if len(jax.devices()) >= max(size.growth_devices):
         return on_devices(size)
     count = max(size.growth_devices)
@@ -184,7 +192,7 @@ def main(config: Config) -> None:
     """Measures and prints."""
     if config.smoke:
         jax.config.update("jax_disable_most_optimizations", True)
-    size = sizes.smoke() if config.smoke else sizes.paper()
+    size = sizes.smoke() if config.smoke else sizes.paper(accelerator=False)
     print(json.dumps([dataclasses.asdict(point) for point in on_devices(size)]))
 
 

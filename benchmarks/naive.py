@@ -141,7 +141,8 @@ def naive(size: sizes.Sizes) -> list[rows.Row]:
 
     def whole(work: Work, step: timing.Timing) -> timing.Timing:
         return timing.Timing(
-            first_s=work.seconds(pass_s=passes.median_s, step_s=step.median_s),
+            first_s=passes.first_s + step.first_s,
+            compile_s=passes.compile_s + step.compile_s,
             turns_s=tuple(
                 work.seconds(pass_s=pass_s, step_s=step_s)
                 for pass_s, step_s in zip(passes.turns_s, step.turns_s, strict=True)

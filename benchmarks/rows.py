@@ -37,7 +37,8 @@ class Row:
       what: the measurement in words.
       unit: what `seconds` is per.
       seconds: median.
-      compile_s: what the first call took beyond a usual one.
+      compile_s: tracing, compiling and loading in the first call; 0 where an earlier
+        row had compiled the same.
       floor: what it is compared to, in words.
       floor_seconds: median, per the same unit.
       ratio: to the floor, turn by turn.

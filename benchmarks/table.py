@@ -27,6 +27,11 @@ def seconds(value: float) -> str:
     return f"{value / 3600:.4g} h" if value < 1e6 else f"{value / 86400:.3g} days"
 
 
+def compiling(value: float) -> str:
+    """Time of compilation; a dash where an earlier row had compiled the same."""
+    return seconds(value) if value >= 1e-3 else "-"
+
+
 def verdict(row: rows.Row) -> str:
     """Whether the goal is met, in a word."""
     return {None: "", True: "met", False: "missed"}[row.met]
@@ -56,7 +61,7 @@ def terminal(row: rows.Row) -> str:
     """Lines of the terminal's table, at most 80 columns wide."""
     time = f"{seconds(row.seconds)}/{row.unit}"
     first = (
-        f"{row.what:30}{time:>16}{seconds(row.compile_s):>10}"
+        f"{row.what:30}{time:>16}{compiling(row.compile_s):>10}"
         f"{number(row.ratio.median):>8}{goal(row):>9} {verdict(row)}"
     )
     spread = f"{number(row.ratio.low)} to {number(row.ratio.high)}"
@@ -91,7 +96,7 @@ def markdown(results: dict[str, Any]) -> str:
                         row.what.strip(),
                         f"{seconds(row.seconds)} a {row.unit}",
                         number(1 / row.seconds),
-                        seconds(row.compile_s),
+                        compiling(row.compile_s),
                         f"{number(row.ratio.median)} "
                         f"({number(row.ratio.low)} to {number(row.ratio.high)})",
                         row.floor,

@@ -1,7 +1,7 @@
 """Times of computations that alternate, so that a machine's drift hits all alike.
 
 A ratio is taken turn by turn, between neighbours in time; its median and its smallest
-and largest value are reported. The first call, which compiles, stands apart.
+and largest value are reported. The first call, which compiles, is not among the turns.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from apex_jax import compilation
 
 # A short computation is repeated in its turn until that takes about this long: a
 # single call would be at the mercy of the scheduler.
@@ -30,10 +32,13 @@ class Timing:
 
     Attributes:
       first_s: the first call, compilation included.
+      compile_s: of it tracing, compiling and loading of programs; 0 where an earlier
+        measurement had done that.
       turns_s: one call in each turn.
     """
 
     first_s: float
+    compile_s: float
     turns_s: tuple[float, ...]
 
     @property
@@ -41,18 +46,11 @@ class Timing:
         """Of a call that does not compile."""
         return statistics.median(self.turns_s)
 
-    @property
-    def compile_s(self) -> float:
-        """What the first call took beyond a usual one."""
-        return max(0.0, self.first_s - self.median_s)
-
     def scaled(self, factor: float) -> Timing:
         """The same per unit: of a call that does several, or part of one."""
-        return Timing(
-            # The calls that follow take `factor` less; compiling does not.
-            first_s=self.compile_s + self.median_s * factor,
-            turns_s=tuple(s * factor for s in self.turns_s),
-        )
+        turns_s = tuple(s * factor for s in self.turns_s)
+        # The first call stays whole: it compiled once.
+        return dataclasses.replace(self, turns_s=turns_s)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +98,7 @@ def alternate(
             f"{budget_s}, {least}, {most}"
         )
     calls = list(functions.values())
-    results, first_s = zip(*map(_timed, calls), strict=True)
+    results, first_s, compile_s = zip(*map(_timed, calls), strict=True)
     check(*results)
     del results
     repeats = [max(1, round(TURN_S / _timed(call)[1])) for call in calls]
@@ -114,15 +112,20 @@ def alternate(
         for i in order:
             turns[i].append(_mean(calls[i], repeats[i]))
     return [
-        Timing(first_s=first, turns_s=tuple(one))
-        for first, one in zip(first_s, turns, strict=True)
+        Timing(first_s=first, compile_s=compiling, turns_s=tuple(one))
+        for first, compiling, one in zip(first_s, compile_s, turns, strict=True)
     ]
 
 
-def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
+def _timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
+    """The result, seconds, and how many of them went into compiling."""
+    start, compiled = time.perf_counter(), compilation.clock.seconds
     result = jax.block_until_ready(call())
-    return result, time.perf_counter() - start
+    return (
+        result,
+        time.perf_counter() - start,
+        compilation.clock.seconds - compiled,
+    )
 
 
 def _mean(call: Callable[[], Any], repeats: int) -> float:

@@ -66,18 +66,56 @@ def test_directions_are_applied(rng):
     np.testing.assert_array_equal(at, order)
 
 
+def test_the_centre_is_taken_away(rng):
+    directions, vectors = rng.normal(size=(C, 4)), rng.normal(size=(50, 4))
+    centre = rng.normal(size=4) + 3
+    found, at = ranking.best(
+        *(jnp.asarray(a, jnp.float32) for a in (directions, vectors)),
+        jnp.int32(50),
+        6,
+        centre=jnp.asarray(centre, jnp.float32),
+    )
+    wanted, order = sorted_by_hand(directions @ (vectors - centre).T, 6)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(at, order)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_groups_lose_nothing(data):
+    """Rows long enough for groups, mostly of ties, and of minus infinity."""
+    num = data.draw(st.integers(1, 5))
+    clips = data.draw(st.integers(4 * num, 120))
+    numbers = st.sampled_from([-np.inf, -1.0, 0.0, 1.0, 2.0])
+    rows = st.lists(numbers, min_size=clips, max_size=clips)
+    scores = np.float32(data.draw(st.lists(rows, min_size=2, max_size=2)))
+    found, at = ranking.top_by_groups(jnp.asarray(scores), num)
+    wanted, order = sorted_by_hand(scores, num)
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(at, order)
+
+
 def test_minus_zero_is_zero():
     scores = jnp.asarray([[-0.0], [0.0], [-0.0]])
     _, at = ranking.best(jnp.ones((1, 1)), scores, jnp.int32(3), 3)
     assert at.tolist() == [[0, 1, 2]]
 
 
+def written(program):
+    """How many numbers each array has that a program makes on its way."""
+    for step in program.eqns:
+        yield from (out.aval.size for out in step.outvars)
+        for value in step.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from written(inner)
+
+
 def test_memory_is_bounded_by_the_chunk():
-    """No array of the program holds a score for each clip."""
+    """Neither a score of each clip nor a second copy of the vectors is written."""
     chunk = 2 * ranking.BLOCK_CLIPS
-    clips = 3 * chunk + 5
+    clips = 3 * chunk + 4
     program = jax.make_jaxpr(
         lambda d, v: ranking.best(d, v, jnp.int32(clips), 5, chunk=chunk)
     )(jnp.ones((C, 3)), jnp.ones((clips, 3)))
-    assert f"f32[{C},{chunk}]" in str(program).replace(" ", "")
-    assert f"f32[{C},{clips}]" not in str(program).replace(" ", "")
+    assert max(written(program.jaxpr)) <= C * chunk < 3 * clips

@@ -113,8 +113,24 @@ def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def grouped_gradients(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Gradients of `grouped`."""
-    return jax.vjp(grouped, x, kernel)[1](cotangent)
+    """Gradients of `grouped`: the flipped kernel for x, a sum a tap for the kernel.
+
+    The kernel's as a convolution takes three times as long on a GPU.
+    """
+    rows, columns, _ = kernel.shape
+    freq, time = x.shape[1:3]
+    padded = _pad(x, kernel)
+
+    def row(first):
+        window = jax.lax.dynamic_slice_in_dim(padded, first, freq, axis=1)
+        taps = [
+            jnp.sum(window[:, :, j : j + time] * cotangent, axis=(0, 1, 2))
+            for j in range(columns)
+        ]
+        return jnp.stack(taps)
+
+    taps = jax.lax.map(row, jnp.arange(rows))
+    return grouped(cotangent, kernel[::-1, ::-1]), taps
 
 
 def _pad(x: jax.Array, kernel: jax.Array) -> jax.Array:
