@@ -101,6 +101,18 @@ class SkipLog:
         with self._lock:
             return sorted(self._reasons.items())
 
+    def read_csv(self, path: str | Path) -> None:
+        """Adds what an earlier, interrupted run had written; of no file, nothing."""
+        if not Path(path).exists():
+            return
+        with Path(path).open(
+            newline="", encoding="utf-8", errors="surrogateescape"
+        ) as file:
+            _, *entries = csv.reader(file)
+        with self._lock:
+            for name, reason in entries:
+                self._reasons.setdefault(name, reason)
+
     def write_csv(self, path: str | Path) -> None:
         """Writes the entries under the header `path,reason`."""
         # Names of files are bytes, which need not be text: they are kept as they are.

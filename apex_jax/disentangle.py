@@ -36,6 +36,10 @@ class InvarianceError(ValueError):
     """The transformed classifier does not reproduce the original's predictions."""
 
 
+class UntrainedError(InvarianceError):
+    """The classifier answers nearly the same for every clip: nothing to reproduce."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transform:
@@ -176,10 +180,12 @@ class Audit:
         """Returns itself, or raises.
 
         Raises:
-          InvarianceError: the audit failed; says by how much and what to do.
+          InvarianceError: the audit failed; says by how much and what to do. An
+            UntrainedError where the classifier hardly tells the clips apart.
         """
         if self.passed:
             return self
+        kind: type[InvarianceError] = InvarianceError
         if not math.isfinite(self.max_abs_logit_error):
             remedy = (
                 "NaN or infinity stands in the network's logits, the features, the "
@@ -193,6 +199,7 @@ class Audit:
                 "stop earlier."
             )
         elif self.logit_spread < 1e-2 * max(1e-2, self.largest_logit):
+            kind = UntrainedError
             remedy = (
                 "The classifier itself hardly tells these clips apart: is it trained, "
                 "and is this the front end it was trained with?"
@@ -204,7 +211,7 @@ class Audit:
                 "into the feature map, a head that does not belong to these features, "
                 "or products at less than float32 precision."
             )
-        raise InvarianceError(
+        raise kind(
             "APEX must not change the classifier, but on "
             f"{self.num_clips} clips {self.changed_predictions} predictions changed "
             f"and logits moved by up to {self.max_abs_logit_error:.3g} (allowed: "

@@ -46,9 +46,10 @@ DEPTHS, DIMS = (3, 3, 27, 3), (128, 256, 512, 1024)
 CONFIG = optimize.Config()
 FLOAT = 4  # bytes
 
-# Of one H100 SXM, from its data sheet; and the share of it that is assumed.
+# Of one H100 SXM, from its data sheet; and the share of it that ConvNeXt-Base reached on
+# an H200, which computes as fast (benchmarks/results/h200.json, docs/performance.md).
 FP32, BF16 = 67e12, 989e12
-FP32_SHARE, BF16_SHARE = 0.5, 0.35
+FP32_SHARE, BF16_SHARE = 0.57, 0.13
 MEMORY, MEMORY_SHARE = 3.35e12, 0.7
 LINK = {8: 450e9 * 0.5, 64: 50e9 * 0.5}  # a device: NVLink inside a host, then 400 Gb/s
 DECODE_S = 0.010  # of a core, to open an Ogg file and decode 5 s of it
@@ -226,13 +227,14 @@ def check_operations():
     wave = jax.ShapeDtypeStruct((1, SAMPLES), "f4")
     log_mel_fn = jax.jit(lambda wave: audio.spectrogram(front_end, wave))
     row("log-mel of a clip", log_mel(), cost(log_mel_fn.lower(wave)))
-    vectors = jax.ShapeDtypeStruct((4096, CHAN), "f4")
+    block = ranking.CPU_BLOCK_CLIPS  # XLA counts a loop over blocks once
+    vectors = jax.ShapeDtypeStruct((block, CHAN), "f4")
     square = jax.ShapeDtypeStruct((CHAN, CHAN), "f4")
     number = jax.ShapeDtypeStruct((), "i4")
     scoring = jax.jit(lambda u, v, n: ranking.best(u, v, n, 100))
     row(
-        "scoring, 4,096 clips",
-        2 * 4096 * CHAN**2,
+        f"scoring a block of {block:,} clips",
+        2 * block * CHAN**2,
         cost(scoring.lower(square, vectors, number)),
     )
 

@@ -12,6 +12,13 @@ from experiments import options
 
 Config = TypeVar("Config", bound=options.Common)
 
+# Packages that not everybody needs, and the extra that brings them.
+_EXTRAS = {
+    "pyarrow": "birdset",
+    "tensorflow_datasets": "tfds",
+    "safetensors": "convert",
+}
+
 
 def run(
     config_type: type[Config],
@@ -38,5 +45,10 @@ def run(
         hosts.barrier("end")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        extra = _EXTRAS[error.name]
+        sys.exit(f"error: {error.name} is missing: pip install 'apex-jax[{extra}]'")
     except KeyboardInterrupt:
         sys.exit("interrupted")

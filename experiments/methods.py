@@ -1,7 +1,8 @@
 """ConvNeXt, AudioProtoPNet and APEX on the same clips: trained, kept, tested.
 
 What the paper's tables share. A network that an earlier, interrupted run of the same
-settings has finished is not trained again, and one in training goes on where it was.
+settings has finished is not trained again, and one in training goes on where it was; a
+U that was learned is not learned again.
 """
 
 from __future__ import annotations
@@ -24,8 +25,13 @@ from apex_jax import (
     checkpoint,
     data,
     disentangle,
+    explain,
     fit,
+    hosts,
+    optimize,
     progress,
+    resume,
+    rounding,
     runs,
     schemes,
     train,
@@ -36,6 +42,7 @@ from apex_jax.models import convnext
 from experiments import options
 
 TITLES = {"classifier": "ConvNeXt", "audioprotopnet": "AudioProtoPNet", "apex": "APEX"}
+LEARNED = "learned.json"
 LAYER_SCALE = 1.0  # the published 1e-6 is made for 300 epochs on ImageNet
 
 
@@ -65,6 +72,10 @@ class Problem:
     def common(self) -> dict[str, Any]:
         """Options that everything takes."""
         return {"mesh": self.mesh, "skip_log": self.skip_log}
+
+    def classifier(self, model: convnext.ConvNeXt) -> classifier_lib.Classifier:
+        """A network of these classes as what is explained."""
+        return convnext.as_classifier(model, self.class_names, self.activation)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +123,33 @@ class Tested:
                 logits, "sigmoid" if method == "audioprotopnet" else self.activation
             )
             for method, logits in self.logits.items()
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learned:
+    """U, and how it came about.
+
+    Attributes:
+      explainer: ready to explain clips.
+      history: how purity grew.
+      audit: of the training clips; passed.
+      rounding: what rounded products did to the logits; None where none were.
+      num_clips: clips that it was learned on.
+    """
+
+    explainer: explain.Explainer
+    history: optimize.History
+    audit: disentangle.Audit
+    rounding: rounding.Rounding | None
+    num_clips: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """What results tell of it."""
+        return {
+            "purity": dataclasses.asdict(self.history),
+            "invariance": dataclasses.asdict(self.audit),
+            "rounding": self.rounding and dataclasses.asdict(self.rounding),
         }
 
 
@@ -234,15 +272,14 @@ def features(
     folder: Path,
     problem: Problem,
     config: options.Common,
-    classifier: classifier_lib.Classifier,
-    clips: Sequence[data.Clip],
+    model: convnext.ConvNeXt,
     scheme: schemes.Scheme,
 ) -> cache.Cached:
-    """Features of clips, enough for one scheme, kept in `folder`."""
+    """What U is learned on: the training clips' features, enough for a scheme."""
     return runs.features(
         folder,
-        classifier,
-        clips,
+        problem.classifier(convnext.with_matmul_dtype(model, config.matmul_dtype)),
+        problem.splits.train,
         problem.front_end,
         content=cache.content_for(scheme),
         batch_size=config.batch_size,
@@ -250,19 +287,59 @@ def features(
     )
 
 
-def fit_apex(
+def learn(
+    stages: progress.Stages,
+    folder: Path,
     key: jax.Array,
     problem: Problem,
     config: options.Common,
-    classifier: classifier_lib.Classifier,
-    cached: cache.Cached,
+    model: convnext.ConvNeXt,
     scheme: schemes.Scheme,
     *,
+    cache_dir: Path,
     trained_on: str,
-) -> fit.Fit:
-    """U learned on cached features, and the explainer that it makes."""
-    with progress.bar("optimise U", config.optimise.epochs, "epoch") as on_progress:
-        return fit.explainer(
+) -> Learned:
+    """U and the explainer that it makes, kept in `folder`.
+
+    Args:
+      stages: takes the time of the features and of the optimisation.
+      folder: of the explainer. What an earlier run learned there from the same is used.
+      key: for the order of the pairs.
+      problem: what the network was trained on.
+      config: of the optimisation.
+      model: the network.
+      scheme: where prototypes lie.
+      cache_dir: where its features are or will be.
+      trained_on: the classifier's data in words, for the report.
+    """
+    classifier = problem.classifier(model)
+    digests = {
+        "settings": resume.digest(
+            repr((config.optimise, config.matmul_dtype, config.seed, scheme)),
+            repr((problem.class_names, problem.activation, problem.front_end)),
+            jax.random.key_data(key),
+        ),
+        "weights": cache.weights_digest(classifier),
+        "clips": resume.digest(cache.listing(problem.splits.train)),
+    }
+    before = hosts.collect(runs.read_json(folder / LEARNED))[0] or {}
+    if before.get("digests") == digests:
+        runs.say(f"learned before: {folder}")
+        rounded = before["rounding"]
+        return Learned(
+            explainer=explain.load(folder),
+            history=optimize.History(**before["purity"]),
+            audit=disentangle.Audit(**before["invariance"]),
+            rounding=rounded and rounding.Rounding(**rounded),
+            num_clips=before["clips"],
+        )
+    with stages("features"):
+        cached = features(cache_dir, problem, config, model, scheme)
+    with (
+        stages("optimise"),
+        progress.bar("optimise U", config.optimise.epochs, "epoch") as on_progress,
+    ):
+        fitted = fit.explainer(
             key,
             classifier,
             cached,
@@ -276,6 +353,28 @@ def fit_apex(
             ),
             on_epoch=lambda epoch, purity: on_progress(1),
         )
+    rounded = None
+    if config.matmul_dtype != "float32":
+        with stages("check rounding"):
+            fitted, rounded = fit.audited_exactly(
+                fitted, cached, batch_size=config.batch_size, **problem.common
+            )
+    if hosts.is_primary():
+        # What it tells of is replaced: it must not stand beside the new one.
+        (folder / LEARNED).unlink(missing_ok=True)
+    explain.save(folder, fitted.explainer, overwrite=True)
+    found = Learned(
+        explainer=fitted.explainer,
+        history=fitted.history,
+        audit=fitted.audit,
+        rounding=rounded,
+        num_clips=len(cached.clips),
+    )
+    runs.write_json(
+        folder / LEARNED,
+        {"digests": digests, "clips": found.num_clips, **found.to_dict()},
+    )
+    return found
 
 
 def test(
@@ -309,7 +408,7 @@ def test(
     first, second = np.split(logits, 2, axis=1)
     return Tested(
         clips=read,
-        head=convnext.as_classifier(model, problem.class_names).head,
+        head=problem.classifier(model).head,
         pooled=pooled,
         logits={"classifier": first, "audioprotopnet": second},
         activation=problem.activation,

@@ -34,6 +34,9 @@ class Common:
     """Random masks a clip in the masking study."""
     batch_size: int = 32
     """Clips in the network at a time when it is not being trained."""
+    matmul_dtype: settings.MatmulDtype = "float32"
+    """Of the network's products while it computes the features that U is learned on;
+    bfloat16 is faster on accelerators. What is tested and audited is exact."""
     hosts: settings.Hosts = settings.Hosts()
     """For several processes; started alone, none of these."""
     train: settings.Training = settings.Training()

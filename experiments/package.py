@@ -63,6 +63,10 @@ def main(config: Wavefake | Birdset) -> Path:
         )
     for split, number in packaged.write(builder).items():
         print(f"{split:12}{number:>9,} examples")
+    if isinstance(builder, packaged.BirdSet) and len(builder.skip_log):
+        skipped = config.output / f"{builder._subset}-skipped.csv"
+        builder.skip_log.write_csv(skipped)
+        print(f"skipped     {len(builder.skip_log):>9,} sounds, listed in {skipped}")
     print(f"written to  {builder.data_path}")
     return Path(builder.data_path)
 

@@ -2,8 +2,10 @@
 
 Beside the experiments, which read copies as they are. In comes a copy, out comes an
 array_record data set with the experiments' splits, which `tfds.data_source` and `read`
-open; TensorFlow is needed for neither. A record holds a sound file's own bytes: TFDS's
-audio feature would need TensorFlow, take fifteen times as long, and give integers.
+open; TensorFlow is needed for neither. A record holds the bytes of a sound file, not
+TFDS's audio feature, which would need TensorFlow, take fifteen times as long, and give
+integers. WaveFake's are the files themselves; of BirdSet's, minutes long and with many
+events each, a record has the stretch that it is about, as FLAC.
 
 The builders stand here, not in the module that is run: grain's workers could not find
 them in `__main__`.
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from apex_jax import data
+from apex_jax import audio, data
 from experiments.birdset import corpus as birdset_corpus
 from experiments.birdset import labels as birdset_labels
 from experiments.wavefake import corpus as wavefake_corpus
@@ -86,29 +88,35 @@ class WaveFake(tfds.core.GeneratorBasedBuilder):
 class BirdSet(tfds.core.GeneratorBasedBuilder):
     """A subset of BirdSet: its training events, and its annotated clips.
 
-    An example of the train split is a recording's event, with the whole recording and
-    where crops of it are taken from; labels are positions in the subset's class list.
+    An example of the train split is a recording's event, or all of the eight seconds
+    around a short one, from which crops are taken; one of test_5s is its clip. Labels
+    are positions in the subset's class list.
+
+    Attributes:
+      skip_log: sounds that could not be read, known once the data set is prepared.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
 
     def __init__(self, *, copy: Path, labels: Path, subset: str, **options: Any):
         self._copy, self._subset = Path(copy), subset
         self._names = birdset_labels.read(Path(labels), subset)
+        self.skip_log = data.SkipLog()
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return _info(
             self,
             {
-                "audio": tfds.features.Text(),  # the file's bytes
+                "audio": tfds.features.Text(),  # of a FLAC file
                 "file": tfds.features.Text(),
                 "labels": tfds.features.Sequence(
                     tfds.features.ClassLabel(names=self._names)
                 ),
-                "offset_s": np.float64,
-                "crop_start_s": np.float64,
-                "crop_end_s": np.float64,
+                # Where in the recording the sound begins, and where in the sound a
+                # clip does that is not drawn: the event's middle.
+                "start_s": np.float64,
+                "clip_s": np.float64,
             },
         )
 
@@ -123,7 +131,7 @@ class BirdSet(tfds.core.GeneratorBasedBuilder):
                     split,
                     self._names,
                     own_names=self._names,
-                    skip_log=data.SkipLog(),
+                    skip_log=self.skip_log,
                 )
                 found[split] = self._examples(part)
         if not found:
@@ -132,17 +140,24 @@ class BirdSet(tfds.core.GeneratorBasedBuilder):
 
     def _examples(self, part: birdset_corpus.Part) -> Iterator[Example]:
         for number, clip in enumerate(part.clips):
-            path = Path(clip.path)
-            start, end = clip.within or (clip.offset_s, clip.offset_s)
+            path, start = Path(clip.path), float(clip.offset_s)
+            end = start + birdset_corpus.CLIP_S
+            if clip.within is not None:
+                # A clip may reach beyond the event that it is the middle of.
+                start, end = min(start, clip.within[0]), max(end, clip.within[1])
+            try:
+                content = _flac(path, start, end)
+            except audio.AudioError as error:
+                self.skip_log.add(error)
+                continue
             yield (
                 f"{number:07d}/{path.name}",
                 {
-                    "audio": path.read_bytes(),
+                    "audio": content,
                     "file": path.name,
                     "labels": list(clip.labels),
-                    "offset_s": float(clip.offset_s),
-                    "crop_start_s": float(start),
-                    "crop_end_s": float(end),
+                    "start_s": start,
+                    "clip_s": float(clip.offset_s) - start,
                 },
             )
 
@@ -191,6 +206,19 @@ def waveform(content: bytes, sample_rate: int) -> np.ndarray:
     samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
     mono = samples.mean(axis=1)
     return mono if rate == sample_rate else soxr.resample(mono, rate, sample_rate)
+
+
+def _flac(path: Path, start_s: float, end_s: float) -> bytes:
+    """A stretch of a recording at its own rate, mono, 24 bits."""
+    import soundfile
+
+    rate = audio.sample_rate_of(path)
+    samples = audio.load(path, rate, offset_s=start_s, duration_s=end_s - start_s)
+    content = io.BytesIO()
+    # Lossy formats can decode to beyond full scale, which FLAC cannot hold.
+    peak = max(1.0, float(np.abs(samples).max()))
+    soundfile.write(content, samples / peak, rate, format="FLAC", subtype="PCM_24")
+    return content.getvalue()
 
 
 def _info(

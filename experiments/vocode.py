@@ -20,10 +20,12 @@ import dataclasses
 import multiprocessing
 import os
 import re
+import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -31,6 +33,7 @@ import tyro
 ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 SPLITS = "splits.csv"
 SETTINGS = "vocode.json"
+PARTS = ("LJSpeech-1.1", "generated_audio")
 SHARE = 0.2  # of the recordings to test on, and as many to validate on
 ENOUGH = 24  # recordings that make other processes worth their start
 LEAST_HZ, LEAST_S = 8000, 0.1  # what the vocoders can take
@@ -56,7 +59,7 @@ class Config:
     seed: int = 0
     """Of the vocoders, and of which speakers are tested on."""
     overwrite: bool = False
-    """Make a corpus of other settings anew."""
+    """Remove a corpus that this command made with other settings, and make it anew."""
 
 
 def main(config: Config) -> None:
@@ -81,21 +84,19 @@ def main(config: Config) -> None:
     splits = None
     if config.speaker is not None:
         splits = by_speaker(speakers(recordings, config.speaker), seed=config.seed)
-    settings = {
-        "input": str(config.input.resolve()),
-        "sample_rate": config.sample_rate,
-        "seed": config.seed,
-    }
-    before = runs.read_json(config.output / SETTINGS)
-    if before not in (None, settings) and not config.overwrite:
-        raise ValueError(
-            f"{config.output} was made with {before}, wanted is {settings}; name "
-            "another folder, or --overwrite it"
-        )
-    config.output.mkdir(parents=True, exist_ok=True)
-    runs.write_json(config.output / SETTINGS, settings)
+    claim(
+        config.output,
+        {
+            "input": str(config.input.resolve()),
+            "sample_rate": config.sample_rate,
+            "seed": config.seed,
+            "limit": config.limit,
+            "vocoders": list(names),
+        },
+        overwrite=config.overwrite,
+    )
     jobs = [
-        (str(path), sentence, config.output, names, config, before != settings)
+        (str(path), sentence, config.output, names, config)
         for sentence, path in recordings.items()
     ]
     skipped = data.SkipLog()
@@ -118,7 +119,9 @@ def main(config: Config) -> None:
     skipped.write_csv(config.output / "skipped.csv")
     left_out = {path for path, _ in skipped.entries()}
     made = [s for s, path in recordings.items() if str(path) not in left_out]
-    if splits is not None:
+    if splits is None:
+        (config.output / SPLITS).unlink(missing_ok=True)
+    else:
         write_splits(config.output / SPLITS, {s: splits[s] for s in made})
     runs.report("recordings", f"{len(made)}, each through {len(names)} vocoders")
     if splits is not None:
@@ -127,6 +130,37 @@ def main(config: Config) -> None:
         runs.report("skipped", f"{len(skipped)}, listed in {config.output}/skipped.csv")
     runs.report("written to", str(config.output))
     runs.report("then", f"python -m experiments.wavefake --data-dir {config.output}")
+
+
+def claim(output: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Makes the folder of a corpus ready: new, begun with these settings, or emptied.
+
+    Raises:
+      ValueError: it holds a corpus of other settings and `overwrite` is off, or one
+        that was not made here, which is never removed.
+    """
+    from apex_jax import runs
+
+    before = runs.read_json(output / SETTINGS)
+    there = [output / part for part in PARTS if (output / part).exists()]
+    if before is None and there:
+        raise ValueError(
+            f"{there[0]} is there and was not made by this command; name another folder"
+        )
+    if before not in (None, settings):
+        if not overwrite:
+            raise ValueError(
+                f"{output} was made with {before}, wanted is {settings}; name another "
+                "folder, or --overwrite it"
+            )
+        # Nothing of the old corpus may stay among the new one's files. The settings
+        # go last: what is interrupted here is begun again.
+        for part in there:
+            shutil.rmtree(part)
+        for name in (SPLITS, "skipped.csv", SETTINGS):
+            (output / name).unlink(missing_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    runs.write_json(output / SETTINGS, dict(settings))
 
 
 def find(root: Path) -> dict[str, Path]:
@@ -222,9 +256,9 @@ def _in_words(splits: Mapping[str, tuple[str, str]]) -> str:
     return ", ".join(parts)
 
 
-def _make(job: tuple[str, str, Path, Sequence[str], Config, bool]) -> str | None:
+def _make(job: tuple[str, str, Path, Sequence[str], Config]) -> str | None:
     """Writes a recording and its fakes where missing; what is wrong with it, if so."""
-    path, sentence, root, names, config, anew = job
+    path, sentence, root, names, config = job
     from apex_jax import audio
     from experiments import vocoders
 
@@ -232,7 +266,7 @@ def _make(job: tuple[str, str, Path, Sequence[str], Config, bool]) -> str | None
         name: root / "generated_audio" / f"ljspeech_{name}" / f"{sentence}_gen.wav"
         for name in names
     }
-    missing = [n for n, file in files.items() if anew or not file.exists()]
+    missing = [n for n, file in files.items() if not file.exists()]
     if not missing:
         return None
     try:

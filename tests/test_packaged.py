@@ -1,5 +1,6 @@
 """TFDS data sets: what goes in comes out, byte for byte, without TensorFlow."""
 
+import shutil
 import sys
 
 import numpy as np
@@ -70,14 +71,33 @@ def test_birdset(name, split, copies, tmp_path):
     for record in records:
         clip = wanted[record["file"].decode()]
         assert {own[i] for i in record["labels"]} == {whole[i] for i in clip.labels}
-        assert record["offset_s"] == pytest.approx(clip.offset_s)
-        if clip.within:
-            crop = record["crop_start_s"], record["crop_end_s"]
-            assert crop == pytest.approx(clip.within)
+        start, end = clip.within or (clip.offset_s, clip.offset_s + 5.0)
+        start, end = min(start, clip.offset_s), max(end, clip.offset_s + 5.0)
+        assert record["start_s"] == pytest.approx(start)
+        assert record["start_s"] + record["clip_s"] == pytest.approx(clip.offset_s)
         np.testing.assert_allclose(
-            record["waveform"], audio.load(clip.path, 32_000), atol=1e-6
+            record["waveform"],
+            audio.load(clip.path, 32_000, offset_s=start, duration_s=end - start),
+            atol=1e-6,
         )
     assert "tensorflow" not in sys.modules
+
+
+def test_what_cannot_be_read_is_listed(copies, tmp_path, capsys):
+    root = tmp_path / "copy"
+    shutil.copytree(copies / "files", root)
+    victim = next(
+        clip.path
+        for clip in test_birdset_corpus.read(root, "HSN", "test_5s").clips
+    )
+    victim.write_bytes(b"no sound")
+    package.main(
+        package.Birdset(
+            data_dir=root, labels=root / "labels", subset="HSN", output=tmp_path / "out"
+        )
+    )
+    assert "skipped" in capsys.readouterr().out
+    assert victim.name in (tmp_path / "out" / "HSN-skipped.csv").read_text()
 
 
 def test_refused(tmp_path, copies):

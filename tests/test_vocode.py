@@ -3,6 +3,7 @@
 import collections
 import csv
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -111,6 +112,50 @@ def test_the_seed_decides_and_what_is_there_stays(recordings):
         run(recordings, limit=2, seed=1)
     run(recordings, limit=2, seed=1, overwrite=True)
     assert victim.read_bytes() != first[victim]
+
+
+def test_nothing_of_another_corpus_stays(recordings):
+    output = run(recordings, speaker="_([a-z])_")
+    (output / "mine.txt").write_text("mine")
+    run(recordings, limit=2, vocoders=NAMES[:1], overwrite=True)
+    corpus = wavefake_corpus.read(output)
+    assert (len(corpus.real), list(corpus.fake)) == (2, [NAMES[0]])
+    assert corpus.splits == {}  # there were speakers, now there are none
+    assert (output / "mine.txt").read_text() == "mine"
+
+
+def test_interrupted_while_making_anew(recordings, monkeypatch):
+    """The next command goes on, and mixes nothing of the old with the new."""
+    wanted = {"limit": 4, "seed": 1, "overwrite": True}
+    run(recordings, limit=4)
+    real, calls = vocode._make, []
+
+    def killed(job):
+        calls.append(job)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(job)
+
+    monkeypatch.setattr(vocode, "_make", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(recordings, **wanted)
+    monkeypatch.setattr(vocode, "_make", real)
+    output = run(recordings, **wanted)
+    resumed = {p.name: p.read_bytes() for p in output.rglob("*_gen.wav")}
+    shutil.rmtree(output)
+    run(recordings, **wanted)
+    assert {p.name: p.read_bytes() for p in output.rglob("*_gen.wav")} == resumed
+
+
+def test_a_corpus_made_elsewhere_is_not_touched(recordings):
+    """The release itself, say."""
+    precious = recordings.parent / "out" / "LJSpeech-1.1" / "wavs" / "a.wav"
+    precious.parent.mkdir(parents=True)
+    precious.write_bytes(b"precious")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="was not made by this command"):
+            run(recordings, overwrite=overwrite)
+    assert precious.read_bytes() == b"precious"
 
 
 def test_speakers_go_to_splits_up_to_about_a_fifth():

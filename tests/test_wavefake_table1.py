@@ -7,7 +7,7 @@ import json
 import pytest
 import test_flow
 
-from apex_jax import audioprotopnet, disentangle, optimize, train
+from apex_jax import audioprotopnet, disentangle, fit, optimize, train
 from apex_jax.models import convnext
 from experiments import demo_corpus, methods
 from experiments.wavefake import options, table1, tables
@@ -103,7 +103,7 @@ def test_the_files_hold_the_numbers(table):
 
 
 def test_what_is_finished_is_not_done_again(table, run, capsys, monkeypatch):
-    """A row that lacks its results takes its networks from where they are."""
+    """A row that lacks its results takes networks and U from where they are."""
     results, output = table
     (output / "phase_jitter" / "results.json").unlink()
 
@@ -112,9 +112,11 @@ def test_what_is_finished_is_not_done_again(table, run, capsys, monkeypatch):
 
     monkeypatch.setattr(train, "fit", never)
     monkeypatch.setattr(audioprotopnet, "fit", never)
+    monkeypatch.setattr(fit, "explainer", never)
     again = run(output)
     said = capsys.readouterr().out
     assert "finished before" in said
+    assert "learned before" in said
     for trained in test_flow.TESTED:
         for method in methods.TITLES:
             assert again["eer"][trained][method] == pytest.approx(
@@ -123,6 +125,34 @@ def test_what_is_finished_is_not_done_again(table, run, capsys, monkeypatch):
     # Other settings are another table.
     with pytest.raises(ValueError, match="finished run of other settings"):
         run(output, seed=1)
+
+
+def test_u_of_other_settings_is_learned_anew(table, tmp_path):
+    """What was learned counts for the same network, clips, scheme and settings."""
+    _, output = table
+    learned = json.loads((output / "phase_jitter" / methods.LEARNED).read_text())
+    other = json.loads((output / "griffin_lim_long" / methods.LEARNED).read_text())
+    differs = {
+        name
+        for name, digest in learned["digests"].items()
+        if other["digests"][name] != digest
+    }
+    assert differs == {"weights", "clips"}
+
+
+def test_options_that_do_not_fit_the_copy(run, tmp_path):
+    """Said at once, and not as a vocoder that is left out."""
+    with pytest.raises(ValueError, match="must each be at least 1 and leave some"):
+        run(tmp_path / "a", test_sentences=11)
+
+
+def test_a_table_without_rows_is_an_error(run, tmp_path, monkeypatch):
+    def refuses(*arguments, **options):
+        raise disentangle.UntrainedError("learned nothing")
+
+    monkeypatch.setattr(table1, "_row", refuses)
+    with pytest.raises(ValueError, match="no row of the table could be made"):
+        run(tmp_path / "b")
 
 
 @pytest.mark.parametrize("changes", [{"train_on": "x"}, {"weights": "x"}])
@@ -171,7 +201,7 @@ def test_a_network_that_learned_nothing_is_left_out(table, run, monkeypatch, cap
 
     def refuses(problem, config, *arguments):
         if config.train_on == test_flow.TESTED[0]:
-            raise disentangle.InvarianceError("hardly tells these clips apart")
+            raise disentangle.UntrainedError("hardly tells these clips apart")
         return real(problem, config, *arguments)
 
     monkeypatch.setattr(methods, "test", refuses)

@@ -59,7 +59,9 @@ def test_the_files_hold_the_numbers(table):
     value = results["aeer"]["frequency"]["apex"]
     (line,) = [line for line in lines if line[0] == "frequency, APEX"]
     assert line[1] == f"{value:.1f}"
-    assert line[4] == "3.4"
+    assert line[4] == "–"  # the paper's are of HiFi-GAN
+    known = tables.masked_rows(results | {"train_on": "hifiGAN"})
+    assert [row[4] for row in known if row[0] == "frequency, APEX"] == ["3.4"]
     shown = tables.masked_terminal(results)
     assert max(map(len, shown.splitlines())) <= 80
     for ending in ("md", "tex"):

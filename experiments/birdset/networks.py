@@ -15,11 +15,10 @@ import numpy as np
 
 from apex_jax import (
     audio,
-    cache,
     checkpoint,
     data,
-    explain,
-    fit,
+    dataset,
+    progress,
     rounding,
     runs,
     schemes,
@@ -28,6 +27,8 @@ from apex_jax.models import audioprotopnet as prototypes
 from apex_jax.models import convnext
 from experiments import methods
 from experiments.birdset import corpus, labels, options
+
+VALIDATION = 0.2  # of the recordings, where no other set is named
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,11 +153,10 @@ def get(
 
 def explained(
     config: options.Config,
-    output: Path,
     networks: Networks,
     mesh: jax.sharding.Mesh,
     skip_log: data.SkipLog,
-) -> tuple[methods.Problem, data.Splits, Networks]:
+) -> tuple[methods.Problem, Networks]:
     """The clips that U is learned on, and the networks with their classes."""
     names = labels.read(config.labels, config.explain_on)
     names = tuple(name for name in names if name in set(networks.class_names))
@@ -177,57 +177,35 @@ def explained(
         mesh=mesh,
         skip_log=skip_log,
     )
-    return problem, splits, restricted
+    return problem, restricted
 
 
 def learn(
+    stages: progress.Stages,
     config: options.Config,
     key: jax.Array,
-    output: Path,
-    problem: methods.Problem,
-    networks: Networks,
-    cached: cache.Cached,
-    scheme: schemes.Scheme,
-) -> fit.Fit:
-    """U under a scheme, kept in the run's folder."""
-    classifier = convnext.as_classifier(
-        networks.classifier, networks.class_names, "sigmoid"
-    )
-    fitted = methods.fit_apex(
-        key,
-        problem,
-        config,
-        classifier,
-        cached,
-        scheme,
-        trained_on=f"BirdSet {config.train_on}",
-    )
-    if config.matmul_dtype != "float32":
-        fitted, rounded = fit.audited_exactly(
-            fitted, cached, batch_size=config.batch_size, **problem.common
-        )
-        runs.report("rounding", rounding.in_words(rounded))
-    explain.save(output, fitted.explainer, overwrite=True)
-    return fitted
-
-
-def features(
-    config: options.Config,
     folder: Path,
     problem: methods.Problem,
     networks: Networks,
     scheme: schemes.Scheme,
-) -> cache.Cached:
-    """Features of the clips that U is learned on."""
-    learner = convnext.with_matmul_dtype(networks.classifier, config.matmul_dtype)
-    return methods.features(
+    *,
+    cache_dir: Path,
+) -> methods.Learned:
+    """U under a scheme, kept in a folder; see `methods.learn`."""
+    learned = methods.learn(
+        stages,
         folder,
+        key,
         problem,
         config,
-        convnext.as_classifier(learner, networks.class_names, "sigmoid"),
-        problem.splits.train,
+        networks.classifier,
         scheme,
+        cache_dir=cache_dir,
+        trained_on=f"BirdSet {config.train_on}",
     )
+    if learned.rounding is not None:
+        runs.report("rounding", rounding.in_words(learned.rounding))
+    return learned
 
 
 def _problem(
@@ -238,14 +216,20 @@ def _problem(
     skip_log: data.SkipLog,
 ) -> methods.Problem:
     """Clips to train the networks on, and to validate them on."""
+    train = list(read(config, config.train_on, "train", names, skip_log))
+    if config.validate_on is None:
+        # Whole recordings, unlike BirdSet's own split: clips of one are alike.
+        train, validation = dataset.split(
+            train,
+            (1 - VALIDATION, VALIDATION),
+            num_classes=len(names),
+            seed=config.seed,
+        )
+        runs.report("", f"{len(validation):,} of them to validate on")
+    else:
+        validation = list(read(config, config.validate_on, "test_5s", names, skip_log))
     return methods.Problem(
-        splits=data.Splits(
-            train=list(read(config, config.train_on, "train", names, skip_log)),
-            validation=list(
-                read(config, config.validate_on, "test_5s", names, skip_log)
-            ),
-            test=[],
-        ),
+        splits=data.Splits(train=train, validation=validation, test=[]),
         class_names=names,
         activation="sigmoid",
         front_end=front_end,
@@ -262,6 +246,8 @@ def resolved(config: options.Config, output: Path) -> options.Config:
     config = dataclasses.replace(
         config, output_dir=output, scheme=schemes.parse(config.scheme)
     )
+    if config.validate_on is None and config.train_on in ("XCL", "XCM"):
+        config = dataclasses.replace(config, validate_on="POW")
     if config.background is not None:
         return config
     trainings = {}

@@ -29,8 +29,9 @@ class Config(options.Common):
     """BirdSet's class lists, NAME_ebird_codes.json."""
     train_on: str = "XCL"
     """Subset that the classifiers are trained on, and whose classes they have."""
-    validate_on: str = "POW"
-    """Subset whose test clips choose the epoch."""
+    validate_on: str | None = None
+    """Subset whose test clips choose the epoch; by default POW for XCL and XCM, and
+    else a fifth of the training recordings, which are then not trained on."""
     explain_on: str = "XCM"
     """Subset that U is learned on and prototypes come from."""
     test_on: tuple[str, ...] | None = None
@@ -51,8 +52,6 @@ class Config(options.Common):
     """At most so many clips to learn U on, drawn; by default all."""
     unpack_dir: Path | None = None
     """Where archives are unpacked; by default in each subset's own folder."""
-    matmul_dtype: settings.MatmulDtype = "float32"
-    """Of the network's products while U's clips' features are computed."""
     front_end: frontend.FrontEnd = frontend.FrontEnd.birdset()
     """Settings of the spectrogram; those of --weights come with them."""
     train: settings.Training = settings.Training(

@@ -35,23 +35,23 @@ def main(config: options.Config) -> dict[str, Any]:
     known = {name: labels.read(config.labels, name) for name in tests}
     stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
     mesh = mesh_lib.make()
-    runs.claim(output, config)
+    if runs.claim(output, config):
+        skip_log.read_csv(output / "skipped.csv")
     with stages("train"):
         trained = networks.get(config, output, mesh, skip_log, with_other=True)
     for name, names in known.items():  # before hours of work
         trained.restricted(names, name)
-    with stages("explain"):
-        problem, _, small = networks.explained(config, output, trained, mesh, skip_log)
-        cached = networks.features(config, output / "cache", problem, small, scheme)
-        fitted = networks.learn(
-            config,
-            jax.random.key(config.seed),
-            output,
-            problem,
-            small,
-            cached,
-            scheme,
-        )
+    problem, small = networks.explained(config, trained, mesh, skip_log)
+    learned = networks.learn(
+        stages,
+        config,
+        jax.random.key(config.seed),
+        output,
+        problem,
+        small,
+        scheme,
+        cache_dir=output / "cache",
+    )
     found: dict[str, Any] = {}
     for name, names in known.items():
         file = output / name / "results.json"
@@ -59,9 +59,11 @@ def main(config: options.Config) -> dict[str, Any]:
             runs.say(f"{name}: finished before, in {file.parent}")
         else:
             with stages(name):
-                row = _test(config, problem, trained, fitted.explainer.transform,
+                row = _test(config, problem, trained, learned.explainer.transform,
                             name, names)  # fmt: skip
             file.parent.mkdir(exist_ok=True)
+            if hosts.is_primary():  # before what says that the part is finished
+                skip_log.write_csv(output / "skipped.csv")
             runs.write_json(file, row | {"settings": runs.settings_of(config)})
             hosts.barrier(f"tested {name}")
         found[name] = runs.read_json(file)
@@ -72,8 +74,7 @@ def main(config: options.Config) -> dict[str, Any]:
         "validate_on": config.validate_on,
         "explain_on": config.explain_on,
         "tests": found,
-        "purity": dataclasses.asdict(fitted.history),
-        "invariance": dataclasses.asdict(fitted.audit),
+        **learned.to_dict(),
         "paper": tables.PAPER,
         "skipped_files": len(skip_log),
         **stages.to_dict(),

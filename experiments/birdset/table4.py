@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any, get_args
@@ -46,15 +45,13 @@ def main(config: options.Config) -> dict[str, Any]:
     names = labels.read(config.labels, name)
     stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
     mesh = mesh_lib.make()
-    runs.claim(output, config)
+    if runs.claim(output, config):
+        skip_log.read_csv(output / "skipped.csv")
     with stages("train"):
         trained = networks.get(config, output, mesh, skip_log, with_other=False)
     own = trained.restricted(names, name)
     clips = networks.read(config, name, "test_5s", names, skip_log)
-    with stages("features"):
-        problem, _, small = networks.explained(config, output, trained, mesh, skip_log)
-        # Whole maps, which serve every scheme.
-        cached = networks.features(config, output / "cache", problem, small, "square")
+    problem, small = networks.explained(config, trained, mesh, skip_log)
     fit_key, mask_key = jax.random.split(jax.random.key(config.seed))
     found: dict[str, Any] = {}
     for scheme in get_args(schemes.Scheme):
@@ -62,13 +59,23 @@ def main(config: options.Config) -> dict[str, Any]:
         if runs.is_finished(file, config):
             runs.say(f"{scheme}: finished before, in {file.parent}")
         else:
-            with stages(scheme):
-                fitted = networks.learn(
-                    config, fit_key, output / scheme, problem, small, cached, scheme
+            learned = networks.learn(
+                stages,
+                config,
+                fit_key,
+                output / scheme,
+                problem,
+                small,
+                scheme,
+                # The first scheme's are whole maps, of which the others read averages.
+                cache_dir=output / "cache",
+            )
+            with stages(f"hide {scheme}"):
+                row = learned.to_dict() | _masked(
+                    mask_key, config, problem, own, learned.explainer, clips
                 )
-                row = _masked(
-                    mask_key, config, problem, own, fitted.explainer, clips
-                ) | {"purity": dataclasses.asdict(fitted.history)}
+            if hosts.is_primary():  # before what says that the part is finished
+                skip_log.write_csv(output / "skipped.csv")
             runs.write_json(file, row | {"settings": runs.settings_of(config)})
             hosts.barrier(f"hidden {scheme}")
         found[scheme] = runs.read_json(file)

@@ -25,7 +25,6 @@ from apex_jax import (
     schemes,
 )
 from apex_jax import mesh as mesh_lib
-from apex_jax.models import convnext
 from experiments import methods
 from experiments.esc10 import options, tables
 
@@ -133,40 +132,33 @@ def _fold(
         other = methods.train_prototypes(
             folder / "audioprotopnet", problem, config, model
         )
-    classifier = convnext.as_classifier(model, names)
-    with stages("features"):
-        # Whole maps, which serve every scheme.
-        cached = methods.features(
-            folder / "cache", problem, config, classifier, splits.train, "square"
-        )
     with stages("test"):
         tested = methods.test(problem, config, model, other, splits.test)
     found: dict[str, Any] = {}
     for scheme in get_args(schemes.Scheme):
         runs.say(f"scheme {scheme.replace('_', '-')}")
-        with stages("optimise"):
-            fitted = methods.fit_apex(
-                fit_key,
-                problem,
-                config,
-                classifier,
-                cached,
-                scheme,
-                trained_on=f"ESC-10 without fold {fold}",
-            )
-        explain.save(folder / scheme, fitted.explainer, overwrite=True)
+        learned = methods.learn(
+            stages,
+            folder / scheme,
+            fit_key,
+            problem,
+            config,
+            model,
+            scheme,
+            # The first scheme's are whole maps, of which the others read averages.
+            cache_dir=folder / "cache",
+            trained_on=f"ESC-10 without fold {fold}",
+        )
+        transform = learned.explainer.transform
         with stages("masking"):
-            study = _study(mask_key, config, problem, fitted.explainer)
+            study = _study(mask_key, config, problem, learned.explainer)
         _keep(folder / f"masked-{scheme}.npz", study)
-        audit = tested.audit(fitted.explainer.transform)
-        found[scheme] = {
-            "purity": dataclasses.asdict(fitted.history),
-            "invariance": dataclasses.asdict(audit),
-        }
+        audit = dataclasses.asdict(tested.audit(transform))
+        found[scheme] = learned.to_dict() | {"invariance": audit}
         if scheme == config.scheme:
-            tested = tested.with_apex(fitted.explainer.transform)
+            tested = tested.with_apex(transform)
             with stages("figures"):
-                _draw(folder, fitted.explainer, tested.clips, config.examples)
+                _draw(folder, learned.explainer, tested.clips, config.examples)
     target = objective.targets(tested.clips, len(names)).astype(bool)
     if hosts.is_primary():
         skip_log.write_csv(folder / "skipped.csv")
@@ -175,7 +167,7 @@ def _fold(
         {
             "fold": fold,
             "settings": runs.settings_of(_of_fold(config)),
-            "clips": {"train": len(cached.clips), "test": len(tested.clips)},
+            "clips": {"train": learned.num_clips, "test": len(tested.clips)},
             "scores": {
                 method: metrics.summary(target, probabilities)
                 for method, probabilities in tested.probabilities().items()

@@ -33,6 +33,10 @@ VOCODERS = (
 PAPER_SPLIT = 1000  # sentences to test on, and as many to validate on
 
 
+class TooFewError(ValueError):
+    """A vocoder has too few sentences to train or to validate on."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Corpus:
     """The clips of a copy, one a file.
@@ -177,7 +181,8 @@ def split(
       cut: from files to clips.
 
     Raises:
-      ValueError: a split would lack real or vocoded clips.
+      TooFewError: a split would lack real or vocoded clips.
+      ValueError: the options do not fit the copy.
     """
     if corpus.splits and not (num_test is num_validation is None):
         raise ValueError(
@@ -196,7 +201,7 @@ def split(
     )
     for name, part in zip(("train", "validate"), splits[:2], strict=True):
         if {clip.label for clip in part} != {0, 1}:
-            raise ValueError(
+            raise TooFewError(
                 f"to {name} on {vocoder} takes real and vocoded clips, and the "
                 f"sentences for it have only {len(part)} clips of one kind; choose "
                 "other --test-sentences or --validation-sentences"

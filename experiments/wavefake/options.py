@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from apex_jax import frontend, settings
+from apex_jax import frontend
 from experiments import options
 
 
@@ -32,9 +32,6 @@ class Config(options.Common):
     """Clips cut from a file; by default 1, or up to 4 of fewer than 200 sentences."""
     examples: int = 4
     """Explained clips to draw: a real one, one by `train_on`, then by the others."""
-    matmul_dtype: settings.MatmulDtype = "float32"
-    """Of the network's products while the training clips' features are computed;
-    bfloat16 is faster on accelerators and most new processors."""
     demo_utterances: int = 240
     """Utterances of the demo corpus."""
     front_end: frontend.FrontEnd = frontend.FrontEnd(

@@ -16,9 +16,7 @@ from apex_jax import (
     checkpoint,
     data,
     disentangle,
-    explain,
     figures,
-    fit,
     hosts,
     progress,
     runs,
@@ -35,8 +33,19 @@ from experiments.wavefake import evaluation, options, report
 DEMO_TRAIN_ON = "mel80_griffin_lim"  # mel spectrogram to wave, as HiFi-GAN does
 
 
-def main(config: options.Config) -> dict[str, Any]:
-    """Runs the experiment, writes its folder, and returns `results.json`."""
+def main(
+    config: options.Config,
+    *,
+    corpus: wavefake_corpus.Corpus | None = None,
+    cache_dir: Path | None = None,
+) -> dict[str, Any]:
+    """Runs the experiment, writes its folder, and returns `results.json`.
+
+    Args:
+      config: what is asked for.
+      corpus: None to read `data_dir`, or to make the demo corpus.
+      cache_dir: of the training clips' features; None for one in the run's folder.
+    """
     config.check()
     scheme = schemes.parse(config.scheme)
     output = config.output_dir or _default_output(config, scheme)
@@ -48,15 +57,14 @@ def main(config: options.Config) -> dict[str, Any]:
         front_end, model = config.front_end, None
         if config.weights is not None:
             model, front_end = _weights(config)
-        corpus = None
-        if config.data_dir is not None:
+        if corpus is None and config.data_dir is not None:
             corpus = copy(config.data_dir)
         # What runs, with every default filled in.
         config = dataclasses.replace(
             config,
             scheme=scheme,
             output_dir=output,
-            train_on=_train_on(config, corpus),
+            train_on=train_on(config, corpus),
             windows_per_file=windows_per_file(config, corpus),
             front_end=front_end,
         )
@@ -82,61 +90,38 @@ def main(config: options.Config) -> dict[str, Any]:
     if model is None:
         with stages("train"):
             model = methods.train_convnext(output / "classifier", problem, config)
-    classifier = convnext.as_classifier(model, wavefake_corpus.CLASS_NAMES)
-
-    with stages("features"):
-        # To learn from; what is tested are the network's own answers.
-        learner = convnext.as_classifier(
-            convnext.with_matmul_dtype(model, config.matmul_dtype),
-            wavefake_corpus.CLASS_NAMES,
-        )
-        cached = {
-            name: methods.features(
-                output / "cache" / name,
-                problem,
-                config,
-                learner if name == "train" else classifier,
-                clips,
-                scheme,
-            )
-            for name, clips in (("train", splits.train), ("test", splits.test))
-        }
-    with stages("optimise"):
-        fitted = methods.fit_apex(
-            fit_key,
-            problem,
-            config,
-            classifier,
-            cached["train"],
-            scheme,
-            trained_on=vocoder,
-        )
-        explainer, history = fitted.explainer, fitted.history
-        transform, test = explainer.transform, cached["test"].features
-        # Clips that U was not learned on have to keep their predictions too.
-        invariance = disentangle.audit(
-            transform, classifier.head, test.pooled, test.logits
-        ).check()
-    rounded = None
-    if config.matmul_dtype != "float32":
-        with stages("check rounding"):
-            fitted, rounded = fit.audited_exactly(
-                fitted,
-                cached["train"],
-                batch_size=config.batch_size,
-                mesh=mesh,
-                skip_log=skip_log,
-            )
-            explainer = fitted.explainer
-    explain.save(output, explainer, overwrite=True)
+    learned = methods.learn(
+        stages,
+        output,
+        fit_key,
+        problem,
+        config,
+        model,
+        scheme,
+        cache_dir=cache_dir or output / "cache",
+        trained_on=vocoder,
+    )
+    explainer, history = learned.explainer, learned.history
     runs.write_bank(output / "bank.csv", explainer)
 
     with stages("evaluate"):
-        clips = cached["test"].clips
+        classifier, transform = problem.classifier(model), explainer.transform
+        clips, pooled, logits = runs.predictions(
+            "test",
+            classifier,
+            splits.test,
+            front_end,
+            batch_size=config.batch_size,
+            **problem.common,
+        )
+        # Clips that U was not learned on have to keep their predictions too.
+        invariance = disentangle.audit(
+            transform, classifier.head, pooled, logits
+        ).check()
         rows = wavefake_corpus.rows_by_vocoder(clips, corpus)
-        apex_logits = transform.compensate(classifier.head)(transform(test.pooled))
+        apex_logits = transform.compensate(classifier.head)(transform(pooled))
         eer = {
-            "classifier": evaluation.eers(np.asarray(test.logits), clips, rows),
+            "classifier": evaluation.eers(logits, clips, rows),
             "apex": evaluation.eers(np.asarray(apex_logits), clips, rows),
         }
     with stages("masking"):
@@ -168,13 +153,13 @@ def main(config: options.Config) -> dict[str, Any]:
         "corpus": {
             "data_dir": str(corpus.root),
             "train_on": vocoder,
-            "clips": {name: len(part.clips) for name, part in cached.items()},
+            "clips": {"train": learned.num_clips, "test": len(clips)},
             "vocoders": {name: len(at) for name, at in rows.items()},
             "skipped_files": len(skip_log),
         },
         "eer": eer,
         "invariance": dataclasses.asdict(invariance),
-        "rounding": rounded and dataclasses.asdict(rounded),
+        "rounding": learned.to_dict()["rounding"],
         "purity": {
             "before": history.round_purity[0],
             "after": history.round_purity[-1],
@@ -230,8 +215,9 @@ def demo(
     return wavefake_corpus.read(root)
 
 
-def _train_on(config: options.Config, corpus: wavefake_corpus.Corpus | None) -> str:
-    if corpus is not None:
+def train_on(config: options.Config, corpus: wavefake_corpus.Corpus | None) -> str:
+    """The vocoder asked for, or else the corpus' usual one."""
+    if corpus is not None and config.data_dir is not None:
         return corpus.vocoder(config.train_on or "hifiGAN")
     from experiments import vocoders
 

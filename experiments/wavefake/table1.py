@@ -19,22 +19,16 @@ from apex_jax import (
     checkpoint,
     data,
     disentangle,
-    explain,
     hosts,
     progress,
     runs,
     schemes,
 )
 from apex_jax import mesh as mesh_lib
-from apex_jax.models import convnext
 from experiments import methods
 from experiments.wavefake import corpus as wavefake_corpus
 from experiments.wavefake import evaluation, options, tables
 from experiments.wavefake import run as wavefake_run
-
-
-class _TooFew(ValueError):
-    """A vocoder has too few sentences to train on."""
 
 
 def main(config: options.Config) -> dict[str, Any]:
@@ -68,9 +62,14 @@ def main(config: options.Config) -> dict[str, Any]:
             try:
                 table[vocoder] = _row(config, corpus, vocoder, output / vocoder, mesh)
             # Too few sentences, or a network that learned nothing: the others go on.
-            except (_TooFew, disentangle.InvarianceError) as error:
+            except (wavefake_corpus.TooFewError, disentangle.UntrainedError) as error:
                 runs.say(f"left out: {error}")
                 table[vocoder], left_out[vocoder] = None, str(error)
+    if len(left_out) == len(table):
+        raise ValueError(
+            "no row of the table could be made; "
+            + "; ".join(f"{vocoder}: {why}" for vocoder, why in left_out.items())
+        )
     results = {
         "table": 1,
         "scheme": config.scheme,
@@ -119,16 +118,13 @@ def _row(
         runs.say(f"finished before, in {output}")
         return runs.read_json(output / "results.json")["eer"]
     stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
-    try:
-        splits = wavefake_corpus.split(
-            corpus,
-            vocoder,
-            num_test=config.test_sentences,
-            num_validation=config.validation_sentences,
-            cut=wavefake_run.cutter(config, skip_log),
-        )
-    except ValueError as error:
-        raise _TooFew(str(error)) from error
+    splits = wavefake_corpus.split(
+        corpus,
+        vocoder,
+        num_test=config.test_sentences,
+        num_validation=config.validation_sentences,
+        cut=wavefake_run.cutter(config, skip_log),
+    )
     runs.claim(output, config)
     scheme = schemes.parse(config.scheme)
     problem = methods.Problem(
@@ -145,18 +141,19 @@ def _row(
         other = methods.train_prototypes(
             output / "audioprotopnet", problem, config, model
         )
-    classifier = convnext.as_classifier(model, problem.class_names)
-    with stages("features"):
-        cached = methods.features(
-            output / "cache", problem, config, classifier, splits.train, scheme
-        )
-    with stages("optimise"):
-        fitted = methods.fit_apex(
-            key, problem, config, classifier, cached, scheme, trained_on=vocoder
-        )
-    explain.save(output, fitted.explainer, overwrite=True)
+    learned = methods.learn(
+        stages,
+        output,
+        key,
+        problem,
+        config,
+        model,
+        scheme,
+        cache_dir=output / "cache",
+        trained_on=vocoder,
+    )
     with stages("test"):
-        transform = fitted.explainer.transform
+        transform = learned.explainer.transform
         tested = methods.test(problem, config, model, other, splits.test)
         tested = tested.with_apex(transform)
     rows = wavefake_corpus.rows_by_vocoder(tested.clips, corpus)
@@ -171,9 +168,9 @@ def _row(
         {
             "train_on": vocoder,
             "eer": eer,
-            "clips": {"train": len(cached.clips), "test": len(tested.clips)},
+            "clips": {"train": learned.num_clips, "test": len(tested.clips)},
+            **learned.to_dict(),
             "invariance": dataclasses.asdict(tested.audit(transform)),
-            "purity": dataclasses.asdict(fitted.history),
             "skipped_files": len(skip_log),
             **stages.to_dict(),
         },

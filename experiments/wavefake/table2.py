@@ -28,7 +28,12 @@ def main(config: options.Config) -> dict[str, Any]:
     output = config.output_dir or Path("runs") / f"{name}-table2"
     config = dataclasses.replace(config, output_dir=output)
     runs.claim(output, config)
-    stages = progress.Stages()
+    stages, corpus = progress.Stages(), None
+    if config.data_dir is None:
+        with stages("corpus"):
+            trained_on = wavefake_run.train_on(config, None)
+            config = dataclasses.replace(config, train_on=trained_on)
+            corpus = wavefake_run.demo(config, output / "corpus")
     found: dict[str, dict[str, Any]] = {}
     weights = config.weights
     for scheme in get_args(schemes.Scheme):
@@ -46,7 +51,10 @@ def main(config: options.Config) -> dict[str, Any]:
                         scheme=scheme,
                         output_dir=folder,
                         weights=weights,
-                    )
+                    ),
+                    corpus=corpus,
+                    # The first scheme's are whole maps, which serve the others too.
+                    cache_dir=output / "cache",
                 )
             done = found[scheme] | {"settings": runs.settings_of(config)}
             runs.write_json(folder / "results.json", done)
