@@ -22,6 +22,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -45,6 +46,22 @@ Content = Literal["marginals", "maps"]
 
 class CacheError(ValueError):
     """A cache that is missing, damaged, or made from something else."""
+
+
+class DamagedError(CacheError):
+    """A file of a cache is missing or damaged; `build` makes it anew, and it alone.
+
+    Attributes:
+      file: which.
+    """
+
+    def __init__(self, file: Path, what: str = "is damaged"):
+        super().__init__(f"{file} {what}; cache.build makes it anew")
+        self.file = file
+
+
+def _warn_of(error: DamagedError) -> None:
+    warnings.warn(f"{error.file} is damaged and made anew", stacklevel=3)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -303,7 +320,8 @@ def build(
 ) -> Cached:
     """Fills a cache, or goes on filling one that was interrupted, and loads it.
 
-    A finished cache of the same fingerprint is loaded without running the backbone.
+    A finished cache of the same fingerprint is loaded without running the backbone;
+    a shard of it that is damaged is made anew, with a warning.
 
     Args:
       directory: the cache's own folder.
@@ -317,7 +335,8 @@ def build(
       on_progress: told how many clips are done.
 
     Raises:
-      CacheError: the folder holds a cache of something else, or a damaged one.
+      CacheError: the folder holds a cache of something else; of several processes also
+        where a shard is damaged.
       InvarianceError: the classifier's head does not give its own logits.
       ValueError: no clip could be read.
     """
@@ -325,7 +344,11 @@ def build(
     mesh = mesh_lib.make() if mesh is None else mesh
     skip_log = data.SkipLog(strict=True) if skip_log is None else skip_log
     expected = fingerprint(classifier, clips, front_end)
-    index = _read_index(directory, expected, content)
+    try:
+        index = _read_index(directory, expected, content)
+    except DamagedError as error:
+        _warn_of(error)
+        index = None
     if index is None:
         directory.mkdir(parents=True, exist_ok=True)
         index = {
@@ -337,10 +360,52 @@ def build(
                 classifier, len(clips), front_end, content, batch_size, mesh
             ),
         }
+    damaged: set[Path] = set()
+    while True:
+        _complete(
+            directory,
+            index,
+            classifier,
+            clips,
+            front_end,
+            batch_size=batch_size,
+            mesh=mesh,
+            skip_log=skip_log,
+            on_progress=progress.silent if damaged else on_progress,
+        )
+        try:
+            return _load(directory, index, clips, content, mesh)
+        except DamagedError as error:
+            # Other processes may be reading it; and a disk that fails twice is broken.
+            if jax.process_count() > 1 or error.file in damaged:
+                raise
+            _warn_of(error)
+            damaged.add(error.file)
+            error.file.unlink(missing_ok=True)
+
+
+def _complete(
+    directory: Path,
+    index: dict[str, Any],
+    classifier: classifier_lib.Classifier,
+    clips: Sequence[data.Clip],
+    front_end: audio.FrontEnd,
+    *,
+    batch_size: int,
+    mesh: Mesh,
+    skip_log: data.SkipLog,
+    on_progress: progress.OnProgress,
+) -> None:
+    """Fills the shards that are missing, damaged or of another cache."""
     # Before any process writes: what is finished is the same to all of them.
-    finished = {n for n in _shards(index) if _is_finished(directory, index, n)}
-    for number in finished:
-        _tell_skipped(directory, number, skip_log)
+    finished = set()
+    for number in _shards(index):
+        try:
+            if _is_finished(directory, index, number):
+                _tell_skipped(directory, number, skip_log)
+                finished.add(number)
+        except DamagedError as error:
+            _warn_of(error)
     hosts.barrier("cache opened")
     shards = _shards(index)
     left = [number for number in shards if number not in finished]
@@ -364,7 +429,6 @@ def build(
     if jax.process_count() > 1:
         for number in shards:
             _tell_skipped(directory, number, skip_log)
-    return _load(directory, index, clips, content, mesh)
 
 
 def load(
@@ -421,7 +485,7 @@ def _read_index(
                 index[name]
             found = dict(index["fingerprint"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"{file} is damaged ({error!r}); {remedy}") from error
+        raise DamagedError(file, f"is damaged ({error!r})") from error
     if version != VERSION:
         raise CacheError(
             f"the cache in {directory} has format {version}, not {VERSION}; {remedy}"
@@ -441,10 +505,10 @@ def _read_index(
 
 
 def _write_index(directory: Path, index: dict[str, Any]) -> None:
-    """Once, by the primary process: from then on the cache is this one."""
-    file = directory / "cache.json"
-    if hosts.is_primary() and not file.exists():
-        write_whole(file, lambda f: f.write(json.dumps(index, indent=1).encode()))
+    """By the primary process: from then on the cache is this one."""
+    file, text = directory / "cache.json", json.dumps(index, indent=1).encode()
+    if hosts.is_primary() and not (file.exists() and file.read_bytes() == text):
+        write_whole(file, lambda stream: stream.write(text))
 
 
 def _shard_clips(
@@ -507,12 +571,10 @@ def _read(file: Path, *names: str) -> dict[str, np.ndarray]:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names}
     except FileNotFoundError as error:
-        raise CacheError(f"{file} is missing; cache.build makes it anew") from error
+        raise DamagedError(file, "is missing") from error
     # NumPy and zipfile tell of damage in a dozen ways.
     except Exception as error:
-        raise CacheError(
-            f"{file} is damaged; delete the folder to make it anew"
-        ) from error
+        raise DamagedError(file) from error
 
 
 def _fill(
@@ -637,10 +699,21 @@ def _load(
 
 
 def write_whole(file: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file that appears whole or not at all."""
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("wb") as stream:
-        write(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    """Writes a file that appears whole or not at all.
+
+    Raises:
+      OSError: it cannot be written, for want of space say; names the file, and what
+        was there before is still there.
+    """
+    temporary = file.with_name(f"{file.name}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        raise

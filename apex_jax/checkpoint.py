@@ -1,14 +1,16 @@
 """Checkpoints on disk: a tree of arrays beside a JSON description.
 
 The one module that knows Orbax. A checkpoint names its format, its kind and the
-format's version, loads on any number of devices whatever wrote it, and appears under
-its path whole or not at all.
+format's version, carries a digest of its arrays and its description, loads on any
+number of devices whatever wrote it, and appears under its path whole or not at all.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -62,13 +64,19 @@ def save(
         _read_format(target)  # never replace what this package did not write
     # Orbax would delete the old checkpoint before it begins with the new one.
     written = target.with_name(f"{target.name}.new") if overwrite else target
-    description = {"name": FORMAT, "version": VERSION, "kind": kind}
+    # Of several processes one writes NumPy's arrays; JAX's must be on all devices.
+    tree = jax.tree.map(
+        lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, tree
+    )
+    description = {
+        "name": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "sha256": _digest(tree, metadata, kind),
+    }
     ocp.save(
         written,
-        # Of several processes one writes NumPy's arrays; JAX's must be on all devices.
-        jax.tree.map(
-            lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, tree
-        ),
+        tree,
         overwrite=overwrite,
         custom_metadata={"format": description, "metadata": metadata},
     )
@@ -113,7 +121,26 @@ def load(path: str | os.PathLike[str], *, kind: str) -> tuple[Any, dict[str, Any
         raise ValueError(
             f"path {source} is a damaged checkpoint: {error!s:.300}"
         ) from error
-    return tree, stored.custom_metadata["metadata"]
+    metadata = stored.custom_metadata.get("metadata")
+    # Those of earlier versions carry none.
+    if description.get("sha256", "") not in ("", _digest(tree, metadata, kind)):
+        raise ValueError(
+            f"path {source} is a damaged checkpoint: it does not hold what was written"
+        )
+    return tree, metadata
+
+
+def _digest(tree: Any, metadata: Any, kind: str) -> str:
+    """SHA-256 of everything that `load` returns."""
+    found = hashlib.sha256(json.dumps([kind, metadata], sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        name = "/".join(
+            str(getattr(key, "key", getattr(key, "idx", key))) for key in path
+        )
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def save_classifier(

@@ -26,6 +26,7 @@ from apex_jax import (
     explain,
     hosts,
     logbook,
+    occupied,
     progress,
     resume,
     train,
@@ -70,6 +71,8 @@ def check_least(config: Any, **least: int) -> None:
 def claim(output: Path, config: Any, **more: Any) -> bool:
     """Writes `config.json`; refuses a folder with a finished run of other settings.
 
+    The folder is this process's until it ends.
+
     Args:
       output: the run's folder, made if need be.
       config: a dataclass with all defaults filled in; its `overwrite` lets a finished
@@ -81,11 +84,13 @@ def claim(output: Path, config: Any, **more: Any) -> bool:
 
     Raises:
       ValueError: the folder holds a finished run of other settings.
+      OccupiedError: another run is at work in it.
     """
     known = hosts.collect(same(output, config, **more))[0]
 
     def decide() -> None:
         output.mkdir(parents=True, exist_ok=True)
+        occupied.occupy(output)
         if (output / "results.json").exists() and not (known or config.overwrite):
             raise ValueError(
                 f"{output} holds a finished run of other settings; name another "

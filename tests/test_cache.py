@@ -4,8 +4,10 @@ The network, front end and clips at the top serve other test modules too.
 """
 
 import dataclasses
+import errno
 import functools
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -442,12 +444,47 @@ def cut(file):
 
 
 @pytest.mark.parametrize("harm", [flip, cut, lambda file: file.write_bytes(b"")])
-def test_damaged_shards(harm, folder, classifier, clips):
-    build(folder, classifier, clips)
-    harm(folder / "shard-00000.npz")
-    for use in (build, cache.load):
-        with pytest.raises(cache.CacheError, match=r"00000\.npz is damaged; delete"):
-            use(folder, classifier, clips, FRONT_END)
+def test_damaged_shards(harm, folder, classifier, clips, monkeypatch):
+    """Said on loading; made anew by building, and the others stay."""
+    monkeypatch.setattr(cache, "SHARD_BYTES", 1)
+    whole = build(folder, classifier, clips)
+    times = {file: file.stat().st_mtime_ns for file in folder.glob("*.npz")}
+    victim = folder / "shard-00001.npz"
+    harm(victim)
+    with pytest.raises(cache.DamagedError, match=r"00001\.npz is damaged; cache.build"):
+        cache.load(folder, classifier, clips, FRONT_END)
+    with pytest.warns(UserWarning, match=r"00001\.npz is damaged and made anew"):
+        again = build(folder, classifier, clips)
+    assert_same(again, whole)
+    after = {file: file.stat().st_mtime_ns for file in folder.glob("*.npz")}
+    assert {file for file in times if after[file] != times[file]} == {victim}
+
+
+def test_a_disk_that_fails_again(folder, classifier, clips, monkeypatch):
+    build(folder, classifier, clips[:2])
+    real = cache._load
+
+    def broken(directory, *arguments):
+        flip(directory / "shard-00000.npz")
+        return real(directory, *arguments)
+
+    monkeypatch.setattr(cache, "_load", broken)
+    with pytest.raises(cache.DamagedError), pytest.warns(UserWarning, match="anew"):
+        build(folder, classifier, clips[:2])
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    file = tmp_path / "a.json"
+    cache.write_whole(file, lambda stream: stream.write(b"before"))
+
+    def full(stream):
+        stream.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"):
+        cache.write_whole(file, full)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert file.read_bytes() == b"before"
 
 
 def test_any_flipped_byte_of_an_array_is_noticed(folder, classifier, clips):
@@ -507,11 +544,18 @@ def without(name):
     ],
 )
 def test_damaged_index(harm, folder, classifier, clips):
-    build(folder, classifier, clips[:4])
+    """Shards tell what they belong to: nothing is computed again."""
+    whole = build(folder, classifier, clips[:4])
     file = folder / "cache.json"
     file.write_text(harm(file.read_text()))
-    with pytest.raises(cache.CacheError, match=r"cache\.json is damaged.*delete"):
-        build(folder, classifier, clips[:4])
+    with pytest.raises(cache.DamagedError, match=r"cache\.json is damaged"):
+        cache.load(folder, classifier, clips[:4], FRONT_END)
+    seen = []
+    with pytest.warns(UserWarning, match=r"cache\.json is damaged and made anew"):
+        again = build(folder, classifier, clips[:4], on_progress=seen.append)
+    assert seen == []
+    assert_same(again, whole)
+    assert_same(cache.load(folder, classifier, clips[:4], FRONT_END), whole)
 
 
 def test_a_head_that_is_not_the_networks_own(folder, classifier, clips):

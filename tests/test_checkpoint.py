@@ -120,6 +120,38 @@ def test_damaged_checkpoint(tmp_path, tree):
     gc.collect()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_any_flipped_byte_is_noticed(tmp_path, tree):
+    """Never a wrong number or name: an error, or a byte that nobody reads."""
+    metadata = {"names": ["real", "fake"], "mean": -4.5}
+    path = checkpoint.save(tmp_path / "it", tree, metadata, kind="thing")
+    whole = checkpoint.load(path, kind="thing")
+    noticed = 0
+    for file in sorted(f for f in path.rglob("*") if f.is_file()):
+        content = file.read_bytes()
+        for place in range(0, len(content), max(1, len(content) // 12)):
+            harmed = bytearray(content)
+            harmed[place] ^= 1
+            file.write_bytes(harmed)
+            try:
+                found = checkpoint.load(path, kind="thing")
+            except ValueError:
+                noticed += 1
+                continue
+            jax.tree.map(np.testing.assert_array_equal, found[0], whole[0])
+            assert found[1] == whole[1]
+        file.write_bytes(content)
+    assert noticed > 20
+    gc.collect()
+
+
+def test_earlier_checkpoints_had_no_digest(tmp_path, tree, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_digest", lambda *whatever: "")
+    path = checkpoint.save(tmp_path / "it", tree, {"a": 1}, kind="thing")
+    monkeypatch.undo()
+    assert checkpoint.load(path, kind="thing")[1] == {"a": 1}
+
+
 def test_classifier(tmp_path, model):
     front_end = {"sample_rate": 32_000, "mean": -13.369}
     checkpoint.save_classifier(

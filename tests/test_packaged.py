@@ -87,8 +87,7 @@ def test_what_cannot_be_read_is_listed(copies, tmp_path, capsys):
     root = tmp_path / "copy"
     shutil.copytree(copies / "files", root)
     victim = next(
-        clip.path
-        for clip in test_birdset_corpus.read(root, "HSN", "test_5s").clips
+        clip.path for clip in test_birdset_corpus.read(root, "HSN", "test_5s").clips
     )
     victim.write_bytes(b"no sound")
     package.main(

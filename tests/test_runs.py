@@ -55,7 +55,8 @@ def test_a_folder_is_claimed_once(tmp_path):
     assert json.loads((run / "config.json").read_text())["number"] == 4
     # The same again, or another if it is meant.
     runs.claim(run, Config(number=4), split={"seed": 0})
-    assert sorted(p.name for p in run.iterdir()) == ["bank.csv", "config.json"]
+    visible = [p.name for p in run.iterdir() if not p.name.startswith(".")]
+    assert sorted(visible) == ["bank.csv", "config.json"]
     (run / "results.json").write_text("{}")
     runs.claim(run, Config(number=5, overwrite=True))
     assert runs.read_json(run / "config.json")["number"] == 5
