@@ -29,6 +29,7 @@ from apex_jax import (
     gallery,
     look,
     optimize,
+    resume,
     rounding,
     schemes,
 )
@@ -63,6 +64,7 @@ def explainer(
     base: disentangle.Transform | None = None,
     settings: Sequence[tuple[str, str]] = (),
     mesh: Mesh | None = None,
+    state_dir: Path | None = None,
     on_epoch: Callable[[int, float], None] = lambda epoch, purity: None,
 ) -> Fit:
     """Learns U, audits it, and builds the positive, negative and raw banks.
@@ -78,6 +80,9 @@ def explainer(
         which is the paper's way.
       settings: names and values worth telling in a report, before the fit's own.
       mesh: devices; None for all.
+      state_dir: where the optimisation's state is kept about once a minute, and taken
+        from after an interruption; None keeps nothing. Whoever has saved the result
+        removes it.
       on_epoch: called with the number of epochs done and the epoch's mean purity.
 
     Raises:
@@ -103,8 +108,21 @@ def explainer(
     audit_of(disentangle.identity(chan))
     features = cached.features.to_mesh(mesh)
     coordinates = features if base is None else features.moved(base)
+    saver = resume.Saver(
+        state_dir,
+        lambda: {
+            "settings": resume.digest(repr((config, scheme)), jax.random.key_data(key)),
+            "features": resume.digest(cached.features.pooled, base),
+        },
+    )
     generator, history = optimize.fit(
-        key, coordinates, scheme, config=config, mesh=mesh, on_epoch=on_epoch
+        key,
+        coordinates,
+        scheme,
+        config=config,
+        mesh=mesh,
+        saver=saver,
+        on_epoch=on_epoch,
     )
     transform = disentangle.from_generator(generator, base, method=config.exponential)
     audit = audit_of(transform)

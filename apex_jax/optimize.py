@@ -22,7 +22,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from apex_jax import bank, disentangle, purity, schemes, settings
+from apex_jax import bank, disentangle, purity, resume, schemes, settings
 from apex_jax import features as features_lib
 from apex_jax import mesh as mesh_lib
 
@@ -144,6 +144,7 @@ def fit(
     *,
     config: Config | None = None,
     mesh: Mesh | None = None,
+    saver: resume.Saver | None = None,
     on_epoch: Callable[[int, float], None] = lambda epoch, purity: None,
 ) -> tuple[Float[Array, "chan chan"], History]:
     """Learns A by making each channel's prototypes pure (method, section 4).
@@ -154,7 +155,10 @@ def fit(
       scheme: where prototypes lie.
       config: schedule and optimiser; None for the paper's.
       mesh: devices; None for all of them.
-      on_epoch: called with the number of epochs done and the epoch's mean purity.
+      saver: keeps the state between epochs, and gives that of an interrupted call, from
+        which this one goes on to the same A; None keeps nothing.
+      on_epoch: called with the number of epochs done and the epoch's mean purity, also
+        for those that the interrupted call had done.
 
     Returns:
       A `[chan, chan]`, on every host, and how purity grew. With A = 0 as the start, U
@@ -206,7 +210,15 @@ def fit(
         history.round_epochs.append(len(history.epoch_purity))
         return clips
 
-    for epoch in range(config.epochs):
+    done, clips = 0, jnp.zeros((chan, schedule[0]), jnp.int32)
+    saver = resume.Saver(None, dict) if saver is None else saver
+    if found := saver.load((generator, state, clips)):
+        done, tree, told = found
+        generator, state, clips = mesh_lib.replicate(tree, mesh)
+        history = History(**told)
+        for epoch, mean_purity in enumerate(history.epoch_purity, start=1):
+            on_epoch(epoch, mean_purity)
+    for epoch in range(done, config.epochs):
         round_number, first = divmod(epoch, config.epochs_per_round)
         if first == 0:
             clips = choose()
@@ -226,6 +238,9 @@ def fit(
             choose()  # says what is wrong with A
             raise ValueError(f"the mean purity is not finite in epoch {epoch + 1}")
         history.epoch_prototypes.append(schedule[round_number])
+        if saver.due():
+            told = dataclasses.asdict(history)
+            saver.save(epoch + 1, mesh_lib.to_host((generator, state, clips)), told)
         on_epoch(epoch + 1, history.epoch_purity[-1])
     choose()
     return mesh_lib.to_host(generator), history

@@ -1,8 +1,9 @@
 """A training's state on disk, so that one that was interrupted goes on where it was.
 
-Beside `train`. A state is a checkpoint in a folder of its own, named by the step after
-which it was saved; it appears whole or not at all, and only then are older ones
-removed. It names what it depends on, and a training of anything else is refused.
+Beside `train` and `optimize`. A state is a checkpoint in a folder of its own, named by
+the step after which it was saved; it appears whole or not at all, and only then are
+older ones removed. It names what it depends on, and a training of anything else is
+refused.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from experiments import options
 
 TITLES = {"classifier": "ConvNeXt", "audioprotopnet": "AudioProtoPNet", "apex": "APEX"}
 LEARNED = "learned.json"
+STATE = "optimise-state"  # of U while it is learned
 LAYER_SCALE = 1.0  # the published 1e-6 is made for 300 epochs on ImageNet
 
 
@@ -351,6 +353,7 @@ def learn(
                 ("classifier", f"trained on {trained_on}"),
                 ("seed", str(config.seed)),
             ),
+            state_dir=folder / STATE,
             on_epoch=lambda epoch, purity: on_progress(1),
         )
     rounded = None
@@ -374,6 +377,8 @@ def learn(
         folder / LEARNED,
         {"digests": digests, "clips": found.num_clips, **found.to_dict()},
     )
+    if hosts.is_primary():
+        shutil.rmtree(folder / STATE, ignore_errors=True)
     return found
 
 

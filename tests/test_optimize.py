@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from apex_jax import bank, disentangle, optimize, purity, schemes
+from apex_jax import bank, disentangle, optimize, purity, resume, schemes
 from apex_jax import features as features_lib
 from apex_jax import mesh as mesh_lib
 
@@ -451,3 +451,45 @@ def test_what_goes_out_of_range_ends_in_its_epoch(monkeypatch):
             on_epoch=lambda epoch, purity: told.append(epoch),
         )
     assert told == []
+
+
+# --- going on after an interruption
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5])
+def test_an_interrupted_optimisation_goes_on_to_the_same_transform(
+    epochs, key, rng, tmp_path, monkeypatch
+):
+    """In the middle of a round, at its end, and after the last epoch."""
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
+    maps = rng.normal(size=(N, F, T, C))
+    wanted, history = fit(key, maps, "time")
+
+    def saver():
+        return resume.Saver(tmp_path / "state", lambda: {"settings": "these"})
+
+    def interrupt(epoch, purity):
+        if epoch == epochs:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        fit(key, maps, "time", saver=saver(), on_epoch=interrupt)
+    seen = []
+    found, resumed = fit(
+        key, maps, "time", saver=saver(), on_epoch=lambda *told: seen.append(told)
+    )
+    np.testing.assert_array_equal(found, wanted)
+    assert resumed == history
+    assert seen == list(enumerate(history.epoch_purity, start=1))
+
+
+def test_another_optimisation_is_refused(key, rng, tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
+    maps = rng.normal(size=(N, F, T, C))
+    fit(key, maps, "time", saver=resume.Saver(tmp_path, lambda: {"settings": "a"}))
+    with pytest.raises(ValueError, match=r"other settings than asked for.*delete"):
+        fit(key, maps, "time", saver=resume.Saver(tmp_path, lambda: {"settings": "b"}))

@@ -10,6 +10,7 @@ audited there and on the clips held out, and the run's folder takes all that
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.commands import options
 from apex_jax.models import convnext
+
+STATE = "optimise-state"  # of U while it is learned
 
 
 def main(config: options.Fit) -> dict[str, Any]:
@@ -133,6 +136,7 @@ def main(config: options.Fit) -> dict[str, Any]:
         if hosts.is_primary():
             figures.purity(fitted.history).savefig(config.out / "purity.png", dpi=120)
             skip_log.write_csv(config.out / "skipped.csv")
+            shutil.rmtree(config.out / STATE, ignore_errors=True)
     before, after = fitted.history.round_purity[0], fitted.history.round_purity[-1]
     results = {
         "command": "fit",
@@ -281,5 +285,6 @@ def _fit(
             schemes.parse(config.scheme),
             config=config.optimise,
             mesh=mesh,
+            state_dir=config.out / STATE,
             on_epoch=lambda epoch, purity: on_progress(1),
         )
