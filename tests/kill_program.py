@@ -9,6 +9,7 @@ started again and has to end with the same numbers and the same arrays, bit for 
 
 from __future__ import annotations
 
+# ruff: noqa: T201
 import argparse
 import json
 import os
