@@ -1,0 +1,94 @@
+"""Malformed inputs: a clear message in bounded time and memory, never a crash."""
+
+import os
+import resource
+import signal
+
+import malformed
+import numpy as np
+import pytest
+
+INPUTS = malformed.inputs()
+SECONDS, MEGABYTES = 20, 512
+
+
+@pytest.fixture
+def bounded():
+    """Ends a test that takes too long, and measures how much memory it took."""
+
+    def late(*_):
+        raise TimeoutError(f"took more than {SECONDS} s")
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    old = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, old)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < MEGABYTES * 1024, f"took {grown / 1024:.0f} MiB"
+
+
+def test_there_are_enough_and_no_two_of_one_name():
+    names = [one.name for one in INPUTS]
+    assert len(set(names)) == len(names) >= 200
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("one", INPUTS, ids=lambda one: one.name.replace(" ", "_"))
+def test_refused_with_a_message(one, tmp_path, bounded):
+    path = one.make(tmp_path)
+    try:
+        found = one.use(path)
+    # What the commands turn into a line and status 1; anything else is a traceback.
+    except (ValueError, OSError) as error:
+        assert not isinstance(error, TimeoutError), str(error)
+        message = str(error)
+        assert len(message) > 10, repr(error)
+        assert len(message) < 2_000, "a message is to be read"
+        assert tmp_path.name in message, f"does not name what is wrong: {message}"
+        return
+    assert one.may_pass, f"went through: {found!r:.200}"
+    if isinstance(found, np.ndarray):
+        assert np.isfinite(found).all()
+        assert found.ndim == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"new\nline.wav",
+        b"quote\"'`.wav",
+        b"<script>alert(1)<!--.wav",
+        b"-rf.wav",
+        b"  .wav",
+        "Käuzchen \u202egnp.wav".encode(),
+        b"latin-\xe4.wav",
+        b"n" * 251 + b".wav",
+        b"%s%n{0}$(id).wav",
+        b"\x1b[2J.wav",
+    ],
+)
+def test_odd_names_are_names(name, tmp_path):
+    """A file may be called anything: as a clip it is read, and a broken one named."""
+    from apex_jax import audio, data
+
+    for folder in ("cat", "dog"):
+        (tmp_path / folder).mkdir()
+        path = os.path.join(os.fsencode(tmp_path / folder), name)
+        with open(path, "wb") as file:
+            file.write(malformed.sound("wav"))
+    clips, names = data.class_folder(tmp_path)
+    assert names == ("cat", "dog")
+    assert [os.fsencode(clip.path.name) for clip in clips] == [name, name]
+    for clip in clips:
+        assert len(audio.load(clip.path, 8000)) == malformed.RATE // 4
+        clip.path.write_bytes(b"")
+        with pytest.raises(audio.AudioError):
+            audio.load(clip.path, 8000)
+    log = data.SkipLog()
+    log.add(audio.AudioError(clips[0].path, "broken"))
+    log.write_csv(tmp_path / "skipped.csv")
+    again = data.SkipLog()
+    again.read_csv(tmp_path / "skipped.csv")
+    assert again.entries() == log.entries()
