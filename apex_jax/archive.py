@@ -78,7 +78,7 @@ def load(directory: str | os.PathLike[str]) -> explanation.Explanation:
     try:
         content = json.loads((source / JSON).read_text(encoding="utf-8"))
         found = content["format"], content["version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{source / JSON} is damaged: {error!r}") from error
     if found != (FORMAT, VERSION):
         raise ValueError(

@@ -38,6 +38,10 @@ __all__ = [
 ]
 
 
+# Frames decoded at a time: a header can promise any number.
+BLOCK = 2**22
+
+
 class AudioError(ValueError):
     """A sound file that cannot be used: which one, and why.
 
@@ -98,7 +102,7 @@ def load(
             count = min(count, math.ceil(duration_s * rate))
         try:
             file.seek(start)
-            samples = file.read(count, dtype="float32", always_2d=True)
+            samples = _read(file, count)
         except soundfile.LibsndfileError as error:
             raise AudioError(
                 path,
@@ -244,6 +248,9 @@ def _open(path: str | Path) -> Iterator[Any]:
         raise AudioError(path, "missing; expected a sound file")
     if Path(path).is_dir():
         raise AudioError(path, "a directory; expected a sound file")
+    if not Path(path).is_file():
+        # To open a pipe is to wait until somebody writes to it.
+        raise AudioError(path, "a pipe or a device; expected a sound file")
     try:
         # In bytes: soundfile would insist that a name is UTF-8.
         file = soundfile.SoundFile(os.fsencode(path))
@@ -265,6 +272,18 @@ def _open(path: str | Path) -> Iterator[Any]:
                 "a pipe; encode it again into a file",
             )
         yield file
+
+
+def _read(file: Any, count: int) -> np.ndarray:
+    """Up to `count` frames, `[frame, channel]`; memory for those that are there."""
+    parts, left = [], count
+    while left > 0:
+        part = file.read(min(left, BLOCK), dtype="float32", always_2d=True)
+        parts.append(part)
+        left -= len(part)
+        if len(part) < min(left + len(part), BLOCK):
+            break
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _check_whole(path: str | Path, file: Any) -> None:

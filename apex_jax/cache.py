@@ -484,7 +484,7 @@ def _read_index(
             for name in ("content", "clips", "shard_clips"):
                 index[name]
             found = dict(index["fingerprint"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError(file, f"is damaged ({error!r})") from error
     if version != VERSION:
         raise CacheError(

@@ -7,6 +7,7 @@ number of devices whatever wrote it, and appears under its path whole or not at 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -15,8 +16,8 @@ import os
 import pathlib
 import platform
 import shutil
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -241,9 +242,11 @@ def load_classifier(
       ValueError: no checkpoint of a classifier.
     """
     arrays, metadata = load(path, kind="classifier")
-    metadata.setdefault("activation", "softmax")  # before it was written down
-    config = _convnext_config(metadata["config"])
-    return convnext.from_named_arrays(config, arrays), metadata
+    with _described(path, metadata):
+        config = _convnext_config(metadata["config"])
+        model = convnext.from_named_arrays(config, arrays)
+        convnext.check_class_names(metadata["class_names"], config.num_classes)
+    return model, metadata
 
 
 def load_audioprotopnet(
@@ -251,11 +254,28 @@ def load_audioprotopnet(
 ) -> tuple[audioprotopnet.AudioProtoPNet, dict[str, Any]]:
     """Reads an AudioProtoPNet; returns and raises as `load_classifier`."""
     arrays, metadata = load(path, kind="audioprotopnet")
-    backbone = _convnext_config(metadata["config"]["backbone"])
-    config = audioprotopnet.AudioProtoPNetConfig(
-        **{**metadata["config"], "backbone": backbone}
-    )
-    return audioprotopnet.from_named_arrays(config, arrays), metadata
+    with _described(path, metadata):
+        backbone = _convnext_config(metadata["config"]["backbone"])
+        config = audioprotopnet.AudioProtoPNetConfig(
+            **{**metadata["config"], "backbone": backbone}
+        )
+        model = audioprotopnet.from_named_arrays(config, arrays)
+        convnext.check_class_names(metadata["class_names"], config.num_classes)
+    return model, metadata
+
+
+@contextlib.contextmanager
+def _described(path: str | os.PathLike[str], metadata: Any) -> Iterator[None]:
+    """Where a network's description does not fit what it holds, names the file."""
+    try:
+        metadata.setdefault("activation", "softmax")  # before it was written down
+        if metadata["activation"] not in get_args(classifier_lib.Activation):
+            raise ValueError(f"unknown activation {metadata['activation']!r}")
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"path {path} holds no network that is described as it is: {error!r:.500}"
+        ) from error
 
 
 def _convnext_config(stored: dict[str, Any]) -> convnext.ConvNeXtConfig:

@@ -76,6 +76,8 @@ def _load(source: pathlib.Path) -> tuple[Any, tuple[str, ...] | None, Any]:
     if not source.exists():
         raise FileNotFoundError(f"no file at {source}")
     state = _read_tensors(source)
+    if not state:
+        raise ValueError(f"source {source} holds no tensors")
     described = source.with_name("config.json")
     settings = _read_json(described) if described.exists() else {}
     if not isinstance(settings, dict) or settings.get("model_type") not in KINDS:
@@ -88,11 +90,18 @@ def _load(source: pathlib.Path) -> tuple[Any, tuple[str, ...] | None, Any]:
     epsilon = settings.get("layer_norm_eps")
     model: Any
     dialect: Any
-    if audioprotopnet_keys.recognised(state):
-        dialect = "AudioProtoPNet"
-        model = audioprotopnet_keys.from_state_dict(state, head_norm_epsilon=epsilon)
-    else:
-        model, dialect = convnext_keys.from_state_dict(state, head_norm_epsilon=epsilon)
+    try:
+        if audioprotopnet_keys.recognised(state):
+            dialect = "AudioProtoPNet"
+            model = audioprotopnet_keys.from_state_dict(
+                state, head_norm_epsilon=epsilon
+            )
+        else:
+            model, dialect = convnext_keys.from_state_dict(
+                state, head_norm_epsilon=epsilon
+            )
+    except ValueError as error:
+        raise ValueError(f"source {source}: {error}") from error
     class_names = _read_names(described) if "id2label" in settings else None
     if class_names == tuple(f"LABEL_{i}" for i in range(len(class_names or ()))):
         class_names = None  # what transformers writes where nobody named the classes
@@ -235,7 +244,7 @@ def main(config: Convert) -> str:
 def _read_json(file: pathlib.Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no JSON: {error}") from error
 
 

@@ -169,7 +169,7 @@ def _present(
     rows: list[manifest.Row], path: Path, skip_log: data.SkipLog, notes: list[str]
 ) -> list[manifest.Row]:
     """The rows whose file is there; the others are noted, or raise if strict."""
-    missing = [row for row in rows if not row.path.exists()]
+    missing = [row for row in rows if not row.path.is_file()]
     if not missing:
         return rows
     examples = ", ".join(row.where for row in missing[:SHOWN])
@@ -183,7 +183,7 @@ def _present(
     for row in missing:
         skip_log.add(audio.AudioError(row.path, f"missing ({row.where})"))
     notes.append(message)
-    return [row for row in rows if row.path.exists()]
+    return [row for row in rows if row.path.is_file()]
 
 
 def _class_names(

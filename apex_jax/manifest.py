@@ -94,8 +94,8 @@ def _check_header(path: Path, header: list[str]) -> None:
         raise ValueError(f"{path} is empty; expected a header such as path,label")
     if "path" not in header or ("label" in header) == ("labels" in header):
         raise ValueError(
-            f"{path}, line 1: the columns are {', '.join(header)}; expected a header "
-            "with path and either label or labels, separated by commas, and if wanted "
+            f"{path}, line 1: the columns are {', '.join(header):.300}; expected a "
+            "header with path and either label or labels, separated by commas, and if wanted "
             "split, offset_s and group"
         )
     if twice := sorted({name for name in header if header.count(name) > 1}):
@@ -135,7 +135,7 @@ def _rows(path: Path, header: list[str], lines: Any) -> Iterator[Row]:
 
 def _row(path: Path, line: int, values: dict[str, str]) -> Row:
     def wrong(column: str, right: str) -> ValueError:
-        came = repr(values[column]) if values[column] else "empty"
+        came = f"{values[column]!r:.300}" if values[column] else "empty"
         return ValueError(
             f"{path}, line {line}, column {column}: {came}; expected {right}"
         )

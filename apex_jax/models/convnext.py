@@ -288,7 +288,7 @@ def as_classifier(
 
 
 def check_class_names(class_names: Sequence[str], num_classes: int) -> None:
-    """Raises a ValueError unless there is one name a class and no name twice."""
+    """Raises a ValueError unless there is one name a class."""
     if isinstance(class_names, str) or len(class_names) != num_classes:
         raise ValueError(
             f"class_names needs one name for each of {num_classes} classes, got "
