@@ -95,8 +95,8 @@ def _check_header(path: Path, header: list[str]) -> None:
     if "path" not in header or ("label" in header) == ("labels" in header):
         raise ValueError(
             f"{path}, line 1: the columns are {', '.join(header):.300}; expected a "
-            "header with path and either label or labels, separated by commas, and if wanted "
-            "split, offset_s and group"
+            "header with path and either label or labels, separated by commas, and if "
+            "wanted split, offset_s and group"
         )
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise ValueError(f"{path}, line 1: column {', '.join(twice)} is there twice")
