@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from apex_jax import bank, cache, compilation, explainer, report
+from apex_jax import bank, cache, compilation, explainer, report, settings
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 from benchmarks import sizes, synthetic
@@ -40,7 +40,7 @@ class Config:
 
     explanations: int = 10_000
     """How many."""
-    size: str = "atto"
+    size: settings.Size = "atto"
     """Of the ConvNeXt."""
 
 
@@ -52,7 +52,7 @@ def resident_mib() -> float:
     raise OSError("/proc/self/status has no VmRSS; this needs Linux")
 
 
-def make(folder: Path, size: str) -> tuple[explainer.Explainer, list[Path]]:
+def make(folder: Path, size: settings.Size) -> tuple[explainer.Explainer, list[Path]]:
     """An explainer of random weights, and the files to explain."""
     front_end = sizes.smoke().front_end
     network = convnext.ConvNeXtConfig.named(size, num_classes=3, layer_scale_init=1.0)

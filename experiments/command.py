@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import tyro
@@ -35,7 +36,7 @@ def run(
       choose: gives the function that does what is asked; imports it only then.
     """
     config = tyro.cli(config_type, prog=f"python -m {name}", description=description)
-    try:
+    with ending():
         # Not before: whoever asks for help, or mistypes, need not wait for JAX.
         from apex_jax import compilation, hosts
 
@@ -43,6 +44,13 @@ def run(
         hosts.connect(config.hosts)
         choose(config)(config)
         hosts.barrier("end")
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """Ends the process with a line and a status where a user caused an error."""
+    try:
+        yield
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except ModuleNotFoundError as error:
@@ -51,4 +59,5 @@ def run(
         extra = _EXTRAS[error.name]
         sys.exit(f"error: {error.name} is missing: pip install 'apex-jax[{extra}]'")
     except KeyboardInterrupt:
-        sys.exit("interrupted")
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)  # 128 and the signal's number, as shells have it

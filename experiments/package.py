@@ -11,10 +11,11 @@ written, as does `tfds.builder_from_directory`.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import tyro
+
+from experiments import command
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,12 +73,9 @@ def main(config: Wavefake | Birdset) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main(
-            tyro.extras.subcommand_cli_from_dict(
-                {"wavefake": Wavefake, "birdset": Birdset},
-                prog="python -m experiments.package",
-            )
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    asked = tyro.extras.subcommand_cli_from_dict(
+        {"wavefake": Wavefake, "birdset": Birdset},
+        prog="python -m experiments.package",
+    )
+    with command.ending():
+        main(asked)

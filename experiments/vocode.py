@@ -21,7 +21,6 @@ import multiprocessing
 import os
 import re
 import shutil
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,8 @@ from typing import Any
 
 import numpy as np
 import tyro
+
+from experiments import command
 
 ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 SPLITS = "splits.csv"
@@ -306,9 +307,6 @@ def _save(path: Path, waveform: np.ndarray, sample_rate: int) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    asked = tyro.cli(Config, description=__doc__)
+    with command.ending():
+        main(asked)

@@ -16,7 +16,6 @@ import dataclasses
 import io
 import json
 import re
-import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 import tyro
 
 from apex_jax import audio, data, dataset
+from experiments import command
 
 Layout = Literal["archives", "files", "embedded"]
 Sound = tuple[str, bytes]
@@ -251,13 +251,10 @@ def _write(
 
 
 if __name__ == "__main__":
-    try:
-        main(
-            tyro.cli(
-                Config,
-                prog="python -m experiments.birdset.make_copy",
-                description="Makes a small copy in one of BirdSet's layouts.",
-            )
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    asked = tyro.cli(
+        Config,
+        prog="python -m experiments.birdset.make_copy",
+        description="Makes a small copy in one of BirdSet's layouts.",
+    )
+    with command.ending():
+        main(asked)
