@@ -333,6 +333,17 @@ def safetensors() -> Iterator[Input]:
         "with no network's names": packed(
             {"a.b.c": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, four
         ),
+        # Found by tests/fuzz_program.py: a table of a billion blocks was made.
+        "with a block of a high number": packed(
+            {
+                f"stages.0.blocks.{10**9}.norm.weight": {
+                    "dtype": "F32",
+                    "shape": [1],
+                    "data_offsets": [0, 4],
+                }
+            },
+            four,
+        ),
         "with a deep header": packed(b"[" * 100_000 + b"]" * 100_000),
     }.items():
         yield Input(f"safetensors {name}", make, use_weights)

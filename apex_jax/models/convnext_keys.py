@@ -19,6 +19,8 @@ import numpy as np
 
 from apex_jax.models import convnext
 
+SHOWN = 20  # keys of each kind in a message
+
 Dialect = Literal["transformers", "timm", "torchvision"]
 Arrays = Mapping[str, np.ndarray]
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -261,7 +263,13 @@ def _infer(
         found = {key: int(match[1]) for key in state if (match := norm.match(key))}
         if not found:
             break
-        depths.append(max(found.values()) + 1)
+        last = max(found, key=found.__getitem__)
+        # Else a name alone, with a billion in it, would make a table of as many rows.
+        if found[last] >= len(state):
+            raise ValueError(
+                f"{last} is of block {found[last]}, but there are {len(state)} tensors"
+            )
+        depths.append(found[last] + 1)
         dims.append(_majority((state[key].size for key in found), default=1))
 
     expand = re.compile(_format(names["stages.{s}.blocks.expand"], None, r"\d+"))
@@ -299,6 +307,12 @@ def _expected_shapes(
     return expected
 
 
+def _some(keys: Sequence[str]) -> str:
+    """Names for a message that a person reads."""
+    more = f", and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return ", ".join(keys[:SHOWN]) + more
+
+
 def _check(
     state: Arrays,
     expected: Mapping[str, tuple[int, ...]],
@@ -316,9 +330,7 @@ def _check(
         "not finite": [key for key, a in state.items() if not np.isfinite(a).all()],
     }
     if any(problems.values()):
-        lists = [
-            f"{name}: {', '.join(keys)}" for name, keys in problems.items() if keys
-        ]
+        lists = [f"{name}: {_some(keys)}" for name, keys in problems.items() if keys]
         raise ValueError(
             f"state is no whole ConvNeXt of {dialect}. " + "; ".join(lists)
         )
