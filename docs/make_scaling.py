@@ -46,8 +46,8 @@ DEPTHS, DIMS = (3, 3, 27, 3), (128, 256, 512, 1024)
 CONFIG = optimize.Config()
 FLOAT = 4  # bytes
 
-# Of one H100 SXM, from its data sheet; and the share of it that ConvNeXt-Base reached on
-# an H200, which computes as fast (benchmarks/results/h200.json, docs/performance.md).
+# Of one H100 SXM, from its data sheet; and the share that ConvNeXt-Base reached on an
+# H200, which computes as fast (benchmarks/results/h200.json, docs/performance.md).
 FP32, BF16 = 67e12, 989e12
 FP32_SHARE, BF16_SHARE = 0.57, 0.13
 MEMORY, MEMORY_SHARE = 3.35e12, 0.7
