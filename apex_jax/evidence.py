@@ -75,6 +75,25 @@ def heatmap(
     """
     cells = channel_map(transform, views, channel)
     bias = head.bias[target] / head.weight.shape[1]
-    cells = jax.nn.relu(head.weight[target, channel] * cells + bias)
+    cells = jax.nn.relu(_scaled_sum(head.weight[target, channel], cells, bias))
     largest = jnp.max(cells)
     return grid.upsample(cells / jnp.where(largest > 0, largest, 1.0))
+
+
+def _scaled_sum(
+    weight: Float[Array, ""], cells: Float[Array, "*map"], bias: Float[Array, ""]
+) -> Float[Array, "*map"]:
+    """`weight * cells + bias` times a power of two: no overflow, no other rounding."""
+    parts = (weight, cells, bias)
+    of_weight, of_cells, of_bias = (
+        jnp.frexp(jnp.max(jnp.abs(part)))[1] for part in parts
+    )
+    # A term that is nothing must not decide how large the other may be.
+    nothing = -(2**20)
+    product = jnp.where(
+        (weight == 0) | jnp.all(cells == 0), nothing, of_weight + of_cells
+    )
+    common = jnp.maximum(product, jnp.where(bias == 0, nothing, of_bias))
+    common = jnp.where(common == nothing, 0, common)
+    scaled = jnp.ldexp(weight, -of_weight) * jnp.ldexp(cells, -of_cells)
+    return jnp.ldexp(scaled, of_weight + of_cells - common) + jnp.ldexp(bias, -common)
