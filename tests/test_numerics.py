@@ -66,7 +66,7 @@ def test_a_location_lies_in_the_map(found, scheme, data):
     assert np.isfinite(vector).all()
 
 
-@few
+@settings(max_examples=6, deadline=None)  # each shape is compiled
 @given(maps(), st.sampled_from(SCHEMES), st.integers(1, 5))
 def test_learning_from_anything_finite(found, scheme, prototypes):
     """More prototypes than clips, one channel, nothing but zeros: A stays finite."""
