@@ -198,7 +198,7 @@ class Audit:
                 "about 100 is usual): lower the learning rate of the optimisation or "
                 "stop earlier."
             )
-        elif self.logit_spread < 1e-2 * max(1e-2, self.largest_logit):
+        elif self.logit_spread < 1e-2 * max(1.0, self.largest_logit):
             kind = UntrainedError
             remedy = (
                 "The classifier itself hardly tells these clips apart: is it trained, "

@@ -157,7 +157,10 @@ def trained(
     """
     beside = folder.with_name(folder.name + TRAINING)
     wanted = {name: resume.digest(part) for name, part in made_from.items()}
-    wanted["clips"] = resume.digest([cache.listing(part) for part in clips])
+    wanted["clips"] = resume.digest(
+        [cache.listing(part) for part in clips],
+        repr([[(clip.labels, clip.within) for clip in part] for part in clips]),
+    )
     found = hosts.collect(read_json(beside / MADE_FROM))[0]
     known = found["digests"] if found else wanted
     differs = sorted(name for name in wanted if known.get(name) != wanted[name])

@@ -322,7 +322,10 @@ def learn(
             jax.random.key_data(key),
         ),
         "weights": cache.weights_digest(classifier),
-        "clips": resume.digest(cache.listing(problem.splits.train)),
+        "clips": resume.digest(
+            cache.listing(problem.splits.train),
+            repr([clip.labels for clip in problem.splits.train]),
+        ),
     }
     before = hosts.collect(runs.read_json(folder / LEARNED))[0] or {}
     if before.get("digests") == digests:

@@ -352,6 +352,10 @@ def test_a_network_is_trained_once(tmp_path):
     assert len(trainings) == 2
     run(rate=0.2)
     assert len(trainings) == 2
+    # The same files under another label teach something else.
+    clips[0] = data.Clip(path=sound, label=1)
+    with pytest.raises(ValueError, match="made from other clips"):
+        run(rate=0.2)
 
 
 def test_an_interrupted_training_is_not_thrown_away(tmp_path):

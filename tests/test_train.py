@@ -477,3 +477,9 @@ def test_a_step_is_compiled_once(clips, tmp_path):
     assert train.step._cache_size() == before + 1
     head = audioprotopnet.on(network, num_classes=2, key=jax.random.key(0)).head
     assert not any(leaf.aval.weak_type for leaf in jax.tree.leaves(head))
+
+
+@pytest.mark.parametrize("config", [settings.Training(), settings.PrototypeTraining()])
+def test_a_training_of_one_step(config):
+    config.optimiser(1)
+    assert config.rate(0, 1) > 0

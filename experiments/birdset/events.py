@@ -30,17 +30,17 @@ def usable(
       events: start and end in seconds of each; None: not detected.
       clusters: of each; None, or of another length: all of one.
     """
-    spans = [
-        (float(e[0]), float(e[1]))
-        for e in ([] if events is None else events)
+    events = [] if events is None else list(events)
+    if clusters is None or len(clusters) != len(events):
+        clusters = [0] * len(events)
+    # A null event goes together with its cluster.
+    whole = [
+        (e, NOISE if c is None else c)
+        for e, c in zip(events, clusters, strict=True)
         if e is not None and len(e) == 2 and None not in e
     ]
-    known = clusters is not None and events is not None and len(clusters) == len(events)
-    numbers = (
-        np.array([NOISE if c is None else c for c in clusters], int)
-        if known and clusters is not None and len(spans) == len(clusters)
-        else np.zeros(len(spans), int)
-    )
+    spans = [(float(e[0]), float(e[1])) for e, _ in whole]
+    numbers = np.array([c for _, c in whole], int)
     sound = [
         0 <= start < end and np.isfinite(end) for start, end in spans
     ]  # NaN is neither
