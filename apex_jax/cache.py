@@ -37,7 +37,7 @@ from apex_jax import classifier as classifier_lib
 from apex_jax import features as features_lib
 from apex_jax import mesh as mesh_lib
 
-VERSION = 2
+VERSION = 3
 SHARD_BYTES = 64 * 2**20
 
 # "marginals" serves the time, frequency and time-frequency schemes; "maps" all four.
@@ -479,13 +479,13 @@ def _read_index(
     remedy = "delete the folder or name another one"
     try:
         index = json.loads(file.read_text())
-        version = index["version"]
-        if version == VERSION:
-            for name in ("content", "clips", "shard_clips"):
-                index[name]
-            found = dict(index["fingerprint"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedError(file, f"is damaged ({error!r})") from error
+        version, digest = index["version"], index.pop("digest", None)
+        # Of another format there may be none.
+        if digest != _name(index) and (digest is not None or version == VERSION):
+            raise ValueError("its digest is not that of what it says")
+        found = index.get("fingerprint", {})
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        raise DamagedError(file, f"is damaged ({e!r})") from e
     if version != VERSION:
         raise CacheError(
             f"the cache in {directory} has format {version}, not {VERSION}; {remedy}"
@@ -506,7 +506,8 @@ def _read_index(
 
 def _write_index(directory: Path, index: dict[str, Any]) -> None:
     """By the primary process: from then on the cache is this one."""
-    file, text = directory / "cache.json", json.dumps(index, indent=1).encode()
+    file = directory / "cache.json"
+    text = json.dumps({**index, "digest": _name(index)}, indent=1).encode()
     if hosts.is_primary() and not (file.exists() and file.read_bytes() == text):
         write_whole(file, lambda stream: stream.write(text))
 

@@ -88,6 +88,12 @@ def _load(source: pathlib.Path) -> tuple[Any, tuple[str, ...] | None, Any]:
             "'gelu'"
         )
     epsilon = settings.get("layer_norm_eps")
+    number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
+    if epsilon is not None and not (number and 0 < epsilon < 1):
+        raise ValueError(
+            f"{described}: layer_norm_eps must be a number between 0 and 1; got "
+            f"{epsilon!r}"
+        )
     model: Any
     dialect: Any
     try:
@@ -137,8 +143,6 @@ def _read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
-    import pickle
-
     try:
         import torch
     except ImportError as error:
@@ -148,7 +152,9 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
         ) from error
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file makes torch raise whatever comes
         raise ValueError(
             f"source {file} is no torch file of tensors alone; nothing in it was run. "
             f"{error!s:.300}"
@@ -157,10 +163,21 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(
-        isinstance(tensor, torch.Tensor) for tensor in state.values()
+        isinstance(key, str) and isinstance(tensor, torch.Tensor)
+        for key, tensor in state.items()
     ):
         raise ValueError(f"source {file} holds no state dict, a dict of tensors")
-    return {key: tensor.float().numpy() for key, tensor in state.items()}
+    other = [
+        key
+        for key, tensor in state.items()
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized
+    ]
+    if other:
+        raise ValueError(
+            f"source {file} holds tensors without plain values, such as {other[0]!r}"
+        )
+    # A parameter brings its gradient along; its values are all that is asked for.
+    return {key: tensor.detach().float().numpy() for key, tensor in state.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -255,6 +272,7 @@ def _read_names(file: pathlib.Path) -> tuple[str, ...]:
     names = _read_json(file)
     if isinstance(names, dict):
         names = names.get("id2label", names)
+    if isinstance(names, dict):
         try:
             names = [names[str(index)] for index in range(len(names))]
         except KeyError as error:

@@ -427,8 +427,10 @@ def test_maps_serve_every_scheme(folder, classifier, clips):
 def test_other_format(folder, classifier, clips):
     build(folder, classifier, clips)
     file = folder / "cache.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "version": 7}))
-    with pytest.raises(cache.CacheError, match="has format 7, not 2; delete"):
+    index = json.loads(file.read_text())
+    del index["digest"]
+    file.write_text(json.dumps({**index, "version": 2}))
+    with pytest.raises(cache.CacheError, match="has format 2, not 3; delete"):
         build(folder, classifier, clips)
 
 
@@ -532,6 +534,10 @@ def without(name):
     return harm
 
 
+def changed(**values):
+    return lambda text: json.dumps({**json.loads(text), **values})
+
+
 @pytest.mark.parametrize(
     "harm",
     [
@@ -540,7 +546,13 @@ def without(name):
         lambda text: "",
         lambda text: json.dumps({**json.loads(text), "fingerprint": "abc"}),
         *(without(name) for name in ("version", "fingerprint", "content")),
-        *(without(name) for name in ("clips", "shard_clips")),
+        *(without(name) for name in ("clips", "shard_clips", "digest")),
+        # One bit of a number: fewer clips, more, other shards, another format.
+        *(changed(clips=number) for number in (0, 2, 5, 6, 12, "4", None)),
+        *(changed(shard_clips=number) for number in (0, 1, 5, -4, "x")),
+        *(changed(content=content) for content in ("mapz", "maps", 1)),
+        changed(version=2),
+        changed(fingerprint={}),
     ],
 )
 def test_damaged_index(harm, folder, classifier, clips):

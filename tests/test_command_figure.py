@@ -292,6 +292,18 @@ def test_beside_an_audioprotopnet(root, tmp_path, capsys):
     good = save("good", ("fake", "real"))
     assert cli.main([*command, "--prototypes", str(good)]) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
+    more = checkpoint.save_audioprotopnet(
+        tmp_path / "more",
+        audioprotopnet.on(
+            test_cache.classifier_of(CONFIG, 0, ("real", "fake")).params,
+            num_classes=3,
+            num_prototypes=2,
+            key=jax.random.key(0),
+        ),
+        class_names=("fake", "dog", "real"),
+        front_end=FRONT_END.to_dict(),
+    )
+    assert cli.main([*command, "--prototypes", str(more), "--overwrite"]) == 0
     capsys.readouterr()
     other_names = save("names", ("dog", "cat"))
     other_front_end = save("front", ("real", "fake"), dataclasses.replace(

@@ -240,10 +240,12 @@ def _beside(config: options.Figure, explainers: Sequence[explain.Explainer]) -> 
     assert config.prototypes is not None  # see `_check`
     model, metadata = checkpoint.load_audioprotopnet(config.prototypes)
     names, front_end = explainer.classifier.class_names, runs.front_end_of(explainer)
-    if set(metadata["class_names"]) != set(names):
+    # It may know more: BirdSet's learns 9,736 classes, of which a run explains some.
+    if missing := set(names) - set(metadata["class_names"]):
         raise ValueError(
             f"--prototypes {config.prototypes} has other classes than "
-            f"{config.run[0]}: {dataset.listed(metadata['class_names'])}"
+            f"{config.run[0]}, without {dataset.listed(sorted(missing))}: "
+            f"{dataset.listed(metadata['class_names'])}"
         )
     if audio.FrontEnd.from_dict(metadata["front_end"]) != front_end:
         raise ValueError(
