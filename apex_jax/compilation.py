@@ -38,7 +38,8 @@ def keep() -> Path | None:
 
     Returns:
       The folder: what `JAX_COMPILATION_CACHE_DIR` names, or else one among the user's
-      caches. None where that cannot be written; then every run compiles.
+      caches. None where that cannot be written, or where others may write to it; then
+      every run compiles.
     """
     # Small ones too: a run holds some hundred, and they add up to seconds.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -49,6 +50,11 @@ def keep() -> Path | None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
+        return None
+    # A program found there is run: nobody else may have put it there.
+    found = folder.stat()
+    own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    if not own or found.st_mode & 0o022:
         return None
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         return None

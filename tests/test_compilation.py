@@ -70,6 +70,13 @@ def test_without_a_place_to_keep_them_programs_are_compiled(tmp_path):
     assert run(XDG_CACHE_HOME=str(file))["folder"] is None
 
 
+def test_a_folder_that_others_may_write_to_is_not_used(tmp_path):
+    folder = tmp_path / "apex_jax" / "compiled"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    assert run(XDG_CACHE_HOME=str(tmp_path))["folder"] is None
+
+
 def test_spans_within_one_another_count_once(monkeypatch):
     clock = compilation.Clock()
     now = 100.0
