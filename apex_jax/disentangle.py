@@ -146,6 +146,8 @@ class Audit:
       mean_abs_logit_error: mean of it.
       changed_predictions: clips whose most likely class changed; where a clip can
         have several classes, clips of which a class came or went.
+      near_ties: clips that are not among these because the network itself decided
+        them within the resolution of float32, one way or the other.
       condition_number: of U, 2-norm.
       logit_spread: standard deviation of the logits within a class over clips, root
         mean square over classes: how far logits move from clip to clip.
@@ -161,14 +163,14 @@ class Audit:
     logit_spread: float
     largest_logit: float
     tolerance: float
+    near_ties: int = 0
 
     @property
     def allowed(self) -> float:
         """The largest `|yhat - y|` that passes."""
         # Where logits hardly differ from clip to clip, float32's own resolution of
         # them is the yardstick.
-        resolution = 1e-5 * max(1.0, self.largest_logit)
-        return max(self.tolerance * self.logit_spread, resolution)
+        return max(self.tolerance * self.logit_spread, _resolution(self.largest_logit))
 
     @property
     def passed(self) -> bool:
@@ -219,6 +221,30 @@ class Audit:
         )
 
 
+def _resolution(largest_logit: float) -> float:
+    """What logits summed in float32 in another order differ by."""
+    return 1e-5 * max(1.0, largest_logit)
+
+
+def _moved(
+    before: np.ndarray,
+    after: np.ndarray,
+    activation: classifier_lib.Activation,
+    resolution: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clips decided otherwise, and those of them that were no tie before."""
+    one, other = (classifier_lib.decisions(a, activation) for a in (before, after))
+    moved = one != other
+    if one.dtype == bool:
+        margin = np.abs(before)
+    else:
+        margin = np.take_along_axis(before, one, 1) - np.take_along_axis(
+            before, other, 1
+        )
+    clear = moved & ~(margin <= resolution)  # NaN is clear
+    return moved.any(axis=1), clear.any(axis=1)
+
+
 def audit(
     transform: Transform,
     head: classifier_lib.LinearHead,
@@ -247,7 +273,9 @@ def audit(
             "logits must be those of this head for these clips, [clip, classes] = "
             f"{wanted}; got {logits.shape}"
         )
-    largest, total, squares, changed = 0.0, 0.0, 0.0, 0
+    largest, total, squares, changed, ties = 0.0, 0.0, 0.0, 0, 0
+    largest_logit = float(np.abs(logits).max())
+    resolution = _resolution(largest_logit)
     with np.errstate(invalid="ignore"):
         mean = np.mean(logits, axis=0, dtype=np.float64)
         for first in range(0, len(logits), CHUNK_CLIPS):
@@ -260,10 +288,9 @@ def audit(
             largest = max(largest, float(error.max()))
             total += float(error.sum())
             squares += float(np.square(before - mean).sum())
-            moved = classifier_lib.decisions(
-                after, activation
-            ) != classifier_lib.decisions(before, activation)
-            changed += int(moved.any(axis=1).sum())
+            moved, clear = _moved(before, after, activation, resolution)
+            changed += int(clear.sum())
+            ties += int((moved & ~clear).sum())
         spread = math.sqrt(squares / logits.size)
     matrix = np.asarray(transform.matrix, np.float64)
     return Audit(
@@ -275,6 +302,7 @@ def audit(
             float(np.linalg.cond(matrix)) if np.isfinite(matrix).all() else math.inf
         ),
         logit_spread=spread,
-        largest_logit=float(np.abs(logits).max()),
+        largest_logit=largest_logit,
         tolerance=tolerance,
+        near_ties=ties,
     )

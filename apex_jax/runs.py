@@ -391,6 +391,8 @@ def report_audits(audits: Mapping[str, disentangle.Audit]) -> None:
     lines = [
         f"{name:12}{audit.changed_predictions} of {audit.num_clips} predictions "
         f"changed, logits within {audit.max_abs_logit_error:.1e}"
+        + f"; {audit.near_ties} ties decided otherwise"
+        * (audit.near_ties > 0)
         for name, audit in audits.items()
     ]
     condition = next(iter(audits.values())).condition_number

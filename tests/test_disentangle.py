@@ -287,6 +287,40 @@ def test_a_changed_prediction_fails_however_small_the_error(head, pooled):
         result.check()
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(("margin", "ties"), [(2e-6, 1), (1e-3, 0)])
+def test_a_tie_within_rounding_is_no_changed_prediction(activation, margin, ties):
+    """Only where the network itself decides by less than float32 resolves."""
+    logits = np.full((N, 2), [3.0, -3.0], np.float32)
+    logits[2] = [margin, 0.0] if activation == "softmax" else [margin, -3.0]
+    after = logits.copy()
+    after[2, 0] = -margin
+    result = disentangle.audit(
+        disentangle.identity(2),
+        classifier.LinearHead(weight=jnp.eye(2), bias=jnp.zeros(2)),
+        after,
+        logits,
+        activation=activation,
+    )
+    assert (result.near_ties, result.changed_predictions) == (ties, 1 - ties)
+    assert result.passed == bool(ties)
+
+
+def test_among_thousands_of_classes_rounding_decides_ties(rng):
+    """What BirdSet's label space does to an audit that asks for every sign."""
+    clips, classes, chan = 512, 4000, 64
+    vectors = float32(rng.normal(size=(clips, chan)))
+    head = classifier.LinearHead(
+        weight=float32(rng.normal(size=(classes, chan))), bias=jnp.zeros(classes)
+    )
+    transform = disentangle.from_generator(float32(rng.normal(0, 0.2, (chan, chan))))
+    result = disentangle.audit(
+        transform, head, vectors, head(vectors), activation="sigmoid"
+    )
+    assert result.near_ties > 0
+    assert result.check().changed_predictions == 0
+
+
 def test_a_large_error_fails_though_no_prediction_changed(head, pooled):
     result = disentangle.audit(
         disentangle.identity(C), head, pooled, 1.01 * head(pooled)
