@@ -32,6 +32,10 @@ HIGHEST = jax.lax.Precision.HIGHEST
 CHUNK_CLIPS = 4096
 
 
+# Of float32 inverses up to a condition number of about 1e5.
+LARGEST_INVERSE_ERROR = 1e-2
+
+
 class InvarianceError(ValueError):
     """The transformed classifier does not reproduce the original's predictions."""
 
@@ -70,6 +74,39 @@ class Transform:
         return classifier_lib.LinearHead(
             weight=jnp.matmul(head.weight, self.inverse, precision=HIGHEST),
             bias=head.bias + jnp.matmul(head.weight, self.centre, precision=HIGHEST),
+        )
+
+
+def check(transform: Transform, head: classifier_lib.LinearHead) -> None:
+    """Raises unless U, U^-1 and mu fit the head and undo one another.
+
+    What can be said of a transform without a clip; `audit` says the rest.
+
+    Raises:
+      ValueError: a shape that does not fit.
+      InvarianceError: NaN or infinity, or U U^-1 is not the identity.
+    """
+    chan = head.weight.shape[-1]
+    wanted = {"matrix": (chan, chan), "inverse": (chan, chan), "centre": (chan,)}
+    for name, shape in wanted.items():
+        array = np.asarray(getattr(transform, name))
+        if array.shape != shape:
+            raise ValueError(
+                f"{name} of U must be {shape}, as the head has {chan} channels; got "
+                f"{array.shape}"
+            )
+        if not np.isfinite(array).all():
+            raise InvarianceError(f"{name} of U holds NaN or infinity; learn U again")
+    matrix, inverse = (
+        np.asarray(a, np.float64) for a in (transform.matrix, transform.inverse)
+    )
+    error = float(np.abs(matrix @ inverse - np.eye(chan)).max())
+    if error > LARGEST_INVERSE_ERROR:
+        raise InvarianceError(
+            "U and its inverse do not undo one another: their product differs from the "
+            f"identity by up to {error:.3g} (condition number of U "
+            f"{np.linalg.cond(matrix):.3g}, about 100 is usual). Learn U again, at a "
+            "lower learning rate if it is ill-conditioned."
         )
 
 

@@ -121,11 +121,30 @@ def load(directory: str | Path, *, data: str | Path | None = None) -> Explainer:
       FileNotFoundError: there is no such run.
       ValueError: the folder holds something else, is of another format, or its
         classifier is not the one that was explained.
+      InvarianceError: U and its inverse do not undo one another.
     """
     directory = Path(directory).absolute()
     if not directory.is_dir():
         raise FileNotFoundError(f"no run at {directory}: no such folder")
     arrays, made = checkpoint.load(directory / "apex", kind="explainer")
+    try:
+        explainer = _explainer(directory, arrays, made, data)
+    # A checkpoint that is whole, but was not written by `save`.
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{directory / 'apex'} does not describe an explainer: {error!r}"
+        ) from error
+    disentangle.check(explainer.transform, explainer.classifier.head)
+    return explainer
+
+
+def _explainer(
+    directory: Path,
+    arrays: Any,
+    made: Mapping[str, Any],
+    data: str | Path | None,
+) -> Explainer:
+    """Of what a checkpoint holds."""
     arrays = jax.tree.map(jnp.asarray, arrays)
     kept = None
     if "network" in made:

@@ -116,6 +116,20 @@ class Explainer:
                 "positive, negative and raw must be of one scheme; got "
                 f"{', '.join(one.scheme for one in banks)}"
             )
+        chan = self.classifier.head.weight.shape[-1]
+        for one in banks:
+            shape = np.shape(one.clip)
+            whole = all(
+                np.shape(getattr(one, name))[:2] == shape
+                for name in ("activation", "location", "purity")
+            )
+            if len(shape) != 2 or shape[0] != chan or not whole:
+                raise ValueError(
+                    f"a bank must have prototypes of each of {chan} channels, [chan, "
+                    f"top]; got {shape}"
+                )
+        if any(np.min(np.asarray(one.clip), initial=0) < 0 for one in banks):
+            raise ValueError("a bank must point to clips by positions from 0")
         last = max(int(np.max(np.asarray(one.clip))) for one in banks)
         if last >= len(self.clips):
             raise ValueError(

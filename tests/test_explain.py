@@ -749,6 +749,67 @@ def test_loading_what_is_no_run(explainer, tmp_path):
         explain.load(tmp_path / "junk")
 
 
+def a_lie(name):
+    """What a whole checkpoint, digests and all, can hold that `save` never wrote."""
+
+    def tell(arrays, made):
+        chan = len(arrays["centre"])
+        match name:
+            case "nan":
+                arrays["matrix"][0, 0] = np.nan
+            case "inverse":
+                arrays["inverse"] = 5 * np.eye(chan, dtype=np.float32)
+            case "singular":
+                scale = np.logspace(0, -12, chan, dtype=np.float32)
+                arrays["matrix"] = np.diag(scale) @ arrays["matrix"]
+            case "shape":
+                arrays["centre"] = arrays["centre"][:-1]
+            case "bank":
+                arrays["positive"]["clip"] -= 100
+            case "channels":
+                arrays["negative"] = jax.tree.map(lambda a: a[:-1], arrays["negative"])
+            case "no matrix":
+                del arrays["matrix"]
+            case "no location":
+                del arrays["positive"]["location"]
+            case "scheme" | "clips" | "weights":
+                del made[name]
+            case "odd clip":
+                made["clips"][0] = {"path": "a.wav"}
+            case "odd provenance":
+                made["provenance"] = {"audit": {"passed": True}}
+
+    return tell
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nan", "holds NaN or infinity"),
+        ("inverse", "do not undo one another"),
+        ("singular", "do not undo one another.*ill-conditioned"),
+        ("shape", "centre of U must be"),
+        ("bank", "positions from 0"),
+        ("channels", "prototypes of each of"),
+        ("no matrix", "does not describe an explainer.*matrix"),
+        ("no location", "does not describe an explainer.*location"),
+        ("scheme", "does not describe an explainer.*scheme"),
+        ("clips", "does not describe an explainer.*clips"),
+        ("weights", "does not describe an explainer.*weights"),
+        ("odd clip", "does not describe an explainer.*label"),
+        ("odd provenance", "does not describe an explainer.*argument"),
+    ],
+)
+def test_a_whole_checkpoint_that_lies(name, message, explainer, tmp_path):
+    explain.save(tmp_path, explainer)
+    arrays, made = checkpoint.load(tmp_path / "apex", kind="explainer")
+    arrays = jax.tree.map(np.array, arrays)
+    a_lie(name)(arrays, made)
+    checkpoint.save(tmp_path / "apex", arrays, made, kind="explainer", overwrite=True)
+    with pytest.raises(ValueError, match=message):
+        explain.load(tmp_path)
+
+
 def test_a_prototype_whose_file_has_gone(explainer, tmp_path):
     clips = [
         dataclasses.replace(c, path=tmp_path / c.path.name) for c in explainer.clips
