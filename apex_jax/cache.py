@@ -480,12 +480,12 @@ def _read_index(
     try:
         index = json.loads(file.read_text())
         version, digest = index["version"], index.pop("digest", None)
-        # Of another format there may be none.
+        # A cache of another format may have none.
         if digest != _name(index) and (digest is not None or version == VERSION):
             raise ValueError("its digest is not that of what it says")
         found = index.get("fingerprint", {})
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
-        raise DamagedError(file, f"is damaged ({e!r})") from e
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedError(file, f"is damaged ({error!r})") from error
     if version != VERSION:
         raise CacheError(
             f"the cache in {directory} has format {version}, not {VERSION}; {remedy}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import jax
@@ -55,6 +56,11 @@ def keep() -> Path | None:
     found = folder.stat()
     own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
     if not own or found.st_mode & 0o022:
+        warnings.warn(
+            f"compiled programs are not kept: {folder} is not the user's alone; "
+            "chmod 700 it, or remove it",
+            stacklevel=2,
+        )
         return None
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         return None

@@ -154,10 +154,12 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # a damaged file makes torch raise whatever comes
+    # Of bytes that were changed torch's reader makes whatever error comes first: of
+    # keys, attributes, asserts, text. None of them names the file.
+    except Exception as error:
         raise ValueError(
             f"source {file} is no torch file of tensors alone; nothing in it was run. "
-            f"{error!s:.300}"
+            f"{type(error).__name__}: {error!s:.300}"
         ) from error
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

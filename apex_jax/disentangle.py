@@ -31,8 +31,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 # Clips whose logits are compared at a time, in float64 on the host.
 CHUNK_CLIPS = 4096
 
-
-# Of float32 inverses up to a condition number of about 1e5.
+# Largest entry of U U^-1 - 1: float32 keeps it up to condition numbers of about 1e5.
 LARGEST_INVERSE_ERROR = 1e-2
 
 
@@ -207,7 +206,8 @@ class Audit:
         """The largest `|yhat - y|` that passes."""
         # Where logits hardly differ from clip to clip, float32's own resolution of
         # them is the yardstick.
-        return max(self.tolerance * self.logit_spread, _resolution(self.largest_logit))
+        resolution = float(_resolution(self.largest_logit))
+        return max(self.tolerance * self.logit_spread, resolution)
 
     @property
     def passed(self) -> bool:
@@ -258,27 +258,27 @@ class Audit:
         )
 
 
-def _resolution(largest_logit: float) -> float:
+def _resolution(largest_logit: float | np.ndarray) -> float | np.ndarray:
     """What logits summed in float32 in another order differ by."""
-    return 1e-5 * max(1.0, largest_logit)
+    return 1e-5 * np.maximum(1.0, largest_logit)
 
 
 def _moved(
     before: np.ndarray,
     after: np.ndarray,
     activation: classifier_lib.Activation,
-    resolution: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Clips decided otherwise, and those of them that were no tie before."""
     one, other = (classifier_lib.decisions(a, activation) for a in (before, after))
     moved = one != other
-    if one.dtype == bool:
+    if one.dtype == bool:  # signs
         margin = np.abs(before)
     else:
-        margin = np.take_along_axis(before, one, 1) - np.take_along_axis(
-            before, other, 1
-        )
-    clear = moved & ~(margin <= resolution)  # NaN is clear
+        chosen, instead = (np.take_along_axis(before, a, 1) for a in (one, other))
+        margin = chosen - instead
+    # By the clip's own logits: a large one elsewhere must not make ties here.
+    tie = margin <= _resolution(np.abs(before).max(axis=1, keepdims=True))
+    clear = moved & ~tie  # where a logit is NaN there is no tie
     return moved.any(axis=1), clear.any(axis=1)
 
 
@@ -311,8 +311,6 @@ def audit(
             f"{wanted}; got {logits.shape}"
         )
     largest, total, squares, changed, ties = 0.0, 0.0, 0.0, 0, 0
-    largest_logit = float(np.abs(logits).max())
-    resolution = _resolution(largest_logit)
     with np.errstate(invalid="ignore"):
         mean = np.mean(logits, axis=0, dtype=np.float64)
         for first in range(0, len(logits), CHUNK_CLIPS):
@@ -325,7 +323,7 @@ def audit(
             largest = max(largest, float(error.max()))
             total += float(error.sum())
             squares += float(np.square(before - mean).sum())
-            moved, clear = _moved(before, after, activation, resolution)
+            moved, clear = _moved(before, after, activation)
             changed += int(clear.sum())
             ties += int((moved & ~clear).sum())
         spread = math.sqrt(squares / logits.size)
@@ -339,7 +337,7 @@ def audit(
             float(np.linalg.cond(matrix)) if np.isfinite(matrix).all() else math.inf
         ),
         logit_spread=spread,
-        largest_logit=largest_logit,
+        largest_logit=float(np.abs(logits).max()),
         tolerance=tolerance,
         near_ties=ties,
     )

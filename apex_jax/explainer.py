@@ -118,18 +118,16 @@ class Explainer:
             )
         chan = self.classifier.head.weight.shape[-1]
         for one in banks:
-            shape = np.shape(one.clip)
-            whole = all(
-                np.shape(getattr(one, name))[:2] == shape
-                for name in ("activation", "location", "purity")
-            )
-            if len(shape) != 2 or shape[0] != chan or not whole:
-                raise ValueError(
-                    f"a bank must have prototypes of each of {chan} channels, [chan, "
-                    f"top]; got {shape}"
-                )
-        if any(np.min(np.asarray(one.clip), initial=0) < 0 for one in banks):
-            raise ValueError("a bank must point to clips by positions from 0")
+            shape = (chan, *np.shape(one.clip)[1:2])
+            for name in ("clip", "activation", "location", "purity"):
+                wanted = (*shape, 2) if name == "location" else shape
+                if len(shape) != 2 or np.shape(getattr(one, name)) != wanted:
+                    raise ValueError(
+                        f"{name} of a bank must be of each prototype of {chan} channels"
+                        f", {wanted}; got {np.shape(getattr(one, name))}"
+                    )
+            if np.min(np.asarray(one.clip)) < 0:
+                raise ValueError("clip of a bank must be positions of clips, from 0")
         last = max(int(np.max(np.asarray(one.clip))) for one in banks)
         if last >= len(self.clips):
             raise ValueError(

@@ -97,9 +97,9 @@ def from_maps(
         views = schemes.views(jnp.asarray(maps), keep_cells=keep_cells)
     pooled = jnp.mean(views.rows, axis=1)
     differ = np.abs(pooled - jnp.mean(views.columns, axis=1)).max(initial=0.0)
-    # Against the largest value: what cancels leaves rounding of that size.
+    # Where values cancel, their rounding is all that is left of a mean.
     largest = max(np.abs(a).max(initial=0.0) for a in jax.tree.leaves(views))
-    if differ > 1e-3 * largest:
+    if differ > max(1e-3 * np.abs(pooled).max(initial=0.0), 1e-6 * largest):
         raise ValueError(
             "rows and columns must be averages of the same maps, so that both have the "
             f"same mean; they differ by up to {differ:.3g}"

@@ -157,9 +157,9 @@ def trained(
     """
     beside = folder.with_name(folder.name + TRAINING)
     wanted = {name: resume.digest(part) for name, part in made_from.items()}
+    # As files, and as what is said of them: labels, and which part each is in.
     wanted["clips"] = resume.digest(
-        [cache.listing(part) for part in clips],
-        repr([[(clip.labels, clip.within) for clip in part] for part in clips]),
+        [cache.listing(part) for part in clips], repr(clips)
     )
     found = hosts.collect(read_json(beside / MADE_FROM))[0]
     known = found["digests"] if found else wanted
@@ -388,13 +388,14 @@ def report(label: str, text: str, *more: str) -> None:
 
 def report_audits(audits: Mapping[str, disentangle.Audit]) -> None:
     """How well APEX reproduces the classifier, a line a split."""
-    lines = [
-        f"{name:12}{audit.changed_predictions} of {audit.num_clips} predictions "
-        f"changed, logits within {audit.max_abs_logit_error:.1e}"
-        + f"; {audit.near_ties} ties decided otherwise"
-        * (audit.near_ties > 0)
-        for name, audit in audits.items()
-    ]
+    lines = []
+    for name, audit in audits.items():
+        lines.append(
+            f"{name:12}{audit.changed_predictions} of {audit.num_clips} predictions "
+            f"changed, logits within {audit.max_abs_logit_error:.1e}"
+        )
+        if audit.near_ties:
+            lines.append(f"{'':12}{audit.near_ties} ties decided by rounding")
     condition = next(iter(audits.values())).condition_number
     report("invariance", *lines, f"{'cond(U)':12}{condition:.1f}")
 

@@ -342,11 +342,9 @@ def _num_epochs(asked: int | None, least: int, steps_per_epoch: int) -> int:
 def _rate(largest: float, warmup: float, num_steps: int) -> optax.Schedule:
     import optax
 
-    if num_steps == 1:  # no step is left to decay in
-        return optax.constant_schedule(largest)
-    return optax.warmup_cosine_decay_schedule(
-        0.0, largest, max(1, round(warmup * num_steps)), num_steps
-    )
+    # At least a step is left to decay in.
+    rising = min(max(1, round(warmup * num_steps)), num_steps - 1)
+    return optax.warmup_cosine_decay_schedule(0.0, largest, rising, num_steps)
 
 
 def _is_kernel(params: Any) -> Any:

@@ -324,7 +324,7 @@ def learn(
         "weights": cache.weights_digest(classifier),
         "clips": resume.digest(
             cache.listing(problem.splits.train),
-            repr([clip.labels for clip in problem.splits.train]),
+            repr(problem.splits.train),
         ),
     }
     before = hosts.collect(runs.read_json(folder / LEARNED))[0] or {}

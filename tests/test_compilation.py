@@ -29,7 +29,7 @@ print(json.dumps({
 """
 
 
-def run(**environment):
+def run(*, warns=None, **environment):
     kept = {k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
@@ -39,7 +39,8 @@ def run(**environment):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert not done.stderr, done.stderr
+    assert bool(done.stderr) == bool(warns), done.stderr
+    assert (warns or "") in done.stderr
     return json.loads(done.stdout)
 
 
@@ -74,7 +75,8 @@ def test_a_folder_that_others_may_write_to_is_not_used(tmp_path):
     folder = tmp_path / "apex_jax" / "compiled"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    assert run(XDG_CACHE_HOME=str(tmp_path))["folder"] is None
+    found = run(XDG_CACHE_HOME=str(tmp_path), warns="not the user's alone; chmod 700")
+    assert found["folder"] is None
 
 
 def test_spans_within_one_another_count_once(monkeypatch):

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import math
 import pathlib
 import pickle
 import subprocess
@@ -254,6 +255,50 @@ def test_torch_files(model, state, tmp_path, wrapper):
     assert not (tmp_path / "sprung").exists()
 
 
+def test_parameters_are_tensors_too(model, state, tmp_path):
+    torch = pytest.importorskip("torch")
+    parameters = {k: torch.nn.Parameter(torch.tensor(a)) for k, a in state.items()}
+    torch.save(parameters, tmp_path / "a.pt")
+    chex.assert_trees_all_equal(convert.load(tmp_path / "a.pt")[0], model)
+
+
+@pytest.mark.parametrize("odd", ["sparse", "meta", "number"])
+def test_torch_tensors_without_plain_values(odd, state, tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors = {key: torch.tensor(array) for key, array in state.items()}
+    name = next(iter(tensors))
+    match odd:
+        case "sparse":
+            tensors[name] = tensors[name].to_sparse()
+        case "meta":
+            tensors[name] = tensors[name].to("meta")
+        case "number":
+            tensors[7] = tensors[name]
+    torch.save(tensors, tmp_path / "a.pt")
+    message = "no state dict" if odd == "number" else rf"plain values.*{name}"
+    with pytest.raises(ValueError, match=message):
+        convert.load(tmp_path / "a.pt")
+
+
+def test_damaged_torch_files_are_named(state, tmp_path, rng):
+    """Whatever torch makes of a changed byte: weights, or an error with the file."""
+    torch = pytest.importorskip("torch")
+    file = tmp_path / "a.pt"
+    torch.save({key: torch.tensor(array) for key, array in state.items()}, file)
+    whole, refused = file.read_bytes(), 0
+    # Names and types stand in a pickle near the beginning.
+    for place in rng.choice(min(len(whole), 4000), 60, replace=False):
+        changed = bytearray(whole)
+        changed[place] ^= int(rng.integers(1, 256))
+        file.write_bytes(changed)
+        try:
+            convert.load(file)
+        except ValueError as error:
+            assert str(file) in str(error)  # noqa: PT017
+            refused += 1
+    assert refused
+
+
 # --- the transformers folder and the command
 
 
@@ -291,6 +336,26 @@ def test_transformers_folder_with_another_activation(model, tmp_path):
     settings = {"model_type": "convnext", "hidden_act": "relu"}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="hidden_act 'relu'"):
+        convert.load(tmp_path)
+
+
+@pytest.mark.parametrize("epsilon", [-1, 0, 1, "x", True, math.nan])
+def test_transformers_folder_with_an_epsilon_that_cannot_be(model, tmp_path, epsilon):
+    arrays = convnext_keys.to_state_dict(model, "transformers")
+    safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
+    settings = {"model_type": "convnext", "layer_norm_eps": epsilon}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"config\.json: layer_norm_eps must be"):
+        convert.load(tmp_path)
+
+
+@pytest.mark.parametrize("names", [5, "wren", None])
+def test_transformers_folder_with_names_that_are_none(model, tmp_path, names):
+    arrays = convnext_keys.to_state_dict(model, "transformers")
+    safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
+    settings = {"model_type": "convnext", "id2label": names}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"config\.json holds no list of names"):
         convert.load(tmp_path)
 
 

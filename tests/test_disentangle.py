@@ -306,6 +306,30 @@ def test_a_tie_within_rounding_is_no_changed_prediction(activation, margin, ties
     assert result.passed == bool(ties)
 
 
+def test_a_tie_is_measured_by_its_own_clip():
+    """A clip with huge logits makes no ties of the others' clear decisions."""
+    logits = np.array([[1e6, -1e6], [1e-3, 0.0]], np.float32)
+    after = logits.copy()
+    after[1, 0] = -1e-3
+    result = disentangle.audit(
+        disentangle.identity(2),
+        classifier.LinearHead(weight=jnp.eye(2), bias=jnp.zeros(2)),
+        after,
+        logits,
+    )
+    assert (result.near_ties, result.changed_predictions) == (0, 1)
+    assert not result.passed
+
+
+def test_logits_that_hardly_vary_are_those_of_an_untrained_network(head, pooled):
+    still = classifier.LinearHead(weight=1e-4 * head.weight, bias=head.bias)
+    logits = np.asarray(still(pooled)) + 1e-3
+    result = disentangle.audit(disentangle.identity(C), still, pooled, logits)
+    assert result.logit_spread < 0.01
+    with pytest.raises(disentangle.UntrainedError, match="hardly tells"):
+        result.check()
+
+
 def test_among_thousands_of_classes_rounding_decides_ties(rng):
     """What BirdSet's label space does to an audit that asks for every sign."""
     clips, classes, chan = 512, 4000, 64

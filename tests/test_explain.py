@@ -766,6 +766,8 @@ def a_lie(name):
                 arrays["centre"] = arrays["centre"][:-1]
             case "bank":
                 arrays["positive"]["clip"] -= 100
+            case "location":
+                arrays["negative"]["location"] = arrays["negative"]["location"][..., :1]
             case "channels":
                 arrays["negative"] = jax.tree.map(lambda a: a[:-1], arrays["negative"])
             case "no matrix":
@@ -789,8 +791,9 @@ def a_lie(name):
         ("inverse", "do not undo one another"),
         ("singular", "do not undo one another.*ill-conditioned"),
         ("shape", "centre of U must be"),
-        ("bank", "positions from 0"),
-        ("channels", "prototypes of each of"),
+        ("bank", "positions of clips, from 0"),
+        ("location", "location of a bank must be"),
+        ("channels", "clip of a bank must be of each prototype"),
         ("no matrix", "does not describe an explainer.*matrix"),
         ("no location", "does not describe an explainer.*location"),
         ("scheme", "does not describe an explainer.*scheme"),

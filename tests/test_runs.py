@@ -281,6 +281,9 @@ def test_audits_are_lines_of_a_table(capsys):
         "             test        0 of 4 predictions changed, logits within 0.0e+00",
         "             cond(U)     1.0",
     ]
+    runs.report_audits({"test": dataclasses.replace(audit, near_ties=2)})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "                         2 ties decided by rounding"
 
 
 def test_json_comes_back(tmp_path):
@@ -356,6 +359,28 @@ def test_a_network_is_trained_once(tmp_path):
     clips[0] = data.Clip(path=sound, label=1)
     with pytest.raises(ValueError, match="made from other clips"):
         run(rate=0.2)
+
+
+def test_which_clips_are_trained_on_is_part_of_what_a_network_is_made_from(tmp_path):
+    a, b, c = (data.Clip(path=tmp_path / name, label=0) for name in "abc")
+
+    def run(*clips):
+        return runs.trained(
+            tmp_path / "network",
+            lambda **options: ("network", []),
+            load=lambda path: (path.read_text(), {}),
+            save=lambda path, network: path.write_text(network),
+            clips=clips,
+            made_from={},
+            overwrite=False,
+            label="train",
+            total=1,
+        )
+
+    run([a, b], [c])
+    run([a, b], [c])
+    with pytest.raises(ValueError, match="made from other clips"):
+        run([a], [b, c])
 
 
 def test_an_interrupted_training_is_not_thrown_away(tmp_path):

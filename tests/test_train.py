@@ -479,7 +479,10 @@ def test_a_step_is_compiled_once(clips, tmp_path):
     assert not any(leaf.aval.weak_type for leaf in jax.tree.leaves(head))
 
 
-@pytest.mark.parametrize("config", [settings.Training(), settings.PrototypeTraining()])
-def test_a_training_of_one_step(config):
-    config.optimiser(1)
-    assert config.rate(0, 1) > 0
+@pytest.mark.parametrize("kind", [settings.Training, settings.PrototypeTraining])
+@pytest.mark.parametrize(("warmup", "steps"), [(0.05, 1), (1.0, 1), (1.0, 4)])
+def test_a_training_of_few_steps_learns(kind, warmup, steps):
+    """Also where warming up would take all of them."""
+    config = kind(warmup=warmup)
+    config.optimiser(steps)
+    assert config.rate(steps - 1, steps) > 0

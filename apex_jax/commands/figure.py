@@ -244,7 +244,7 @@ def _beside(config: options.Figure, explainers: Sequence[explain.Explainer]) -> 
     if missing := set(names) - set(metadata["class_names"]):
         raise ValueError(
             f"--prototypes {config.prototypes} has other classes than "
-            f"{config.run[0]}, without {dataset.listed(sorted(missing))}: "
+            f"{config.run[0]}: it does not know {dataset.listed(sorted(missing))}, but "
             f"{dataset.listed(metadata['class_names'])}"
         )
     if audio.FrontEnd.from_dict(metadata["front_end"]) != front_end:
