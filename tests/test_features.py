@@ -122,3 +122,14 @@ def test_averages_of_different_maps(maps, logits):
     swapped = schemes.Views(rows=maps, columns=maps.mean(axis=1))
     with pytest.raises(ValueError, match=r"rows must be \[clip, F, chan\]"):
         features_lib.from_maps(swapped, logits)
+
+
+def test_maps_whose_values_cancel():
+    """Rounding of large values is no disagreement of rows and columns; a shift is."""
+    maps = np.array([[1e30, -1e30], [0.0, 1.0]], np.float32)[None, :, :, None]
+    logits = np.zeros((1, 1), np.float32)
+    assert features_lib.from_maps(maps, logits).num_clips == 1
+    cells = np.array([[1.0, -1.0], [1e-3, 0.0]], np.float32)[None, :, :, None]
+    views = schemes.Views(rows=cells.mean(2), columns=2 * cells.mean(1), cells=cells)
+    with pytest.raises(ValueError, match="averages of the same maps"):
+        features_lib.from_maps(views, logits)
