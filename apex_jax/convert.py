@@ -157,9 +157,10 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
     # Of bytes that were changed torch's reader makes whatever error comes first: of
     # keys, attributes, asserts, text. None of them names the file.
     except Exception as error:
+        # Not torch's words: they advise to load the file without this protection.
         raise ValueError(
-            f"source {file} is no torch file of tensors alone; nothing in it was run. "
-            f"{type(error).__name__}: {error!s:.300}"
+            f"source {file} holds more than tensors, or is damaged "
+            f"({type(error).__name__}); nothing in it was run"
         ) from error
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

@@ -449,6 +449,15 @@ def test_other_methods_negatives_and_a_failed_audit(result):
     assert "No region: the heatmap is zero everywhere" in page.text
 
 
+@pytest.mark.parametrize("ties", [0, 2])
+def test_ties_are_told(ties, result):
+    audit = dataclasses.replace(AUDIT, near_ties=ties)
+    made = explanation.Provenance(audit=audit)
+    page = Page(report.html(dataclasses.replace(result, provenance=made)))
+    told = f"On {ties} of them the classifier's own decision is a tie"
+    assert (told in page.text) == bool(ties)
+
+
 def test_nothing_is_shown_of_what_is_not_known(result):
     page = Page(
         report.html(dataclasses.replace(result, provenance=explanation.Provenance()))
