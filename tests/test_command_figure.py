@@ -303,7 +303,7 @@ def test_beside_an_audioprotopnet(root, tmp_path, capsys):
         class_names=("fake", "dog", "real"),
         front_end=FRONT_END.to_dict(),
     )
-    assert cli.main([*command, "--prototypes", str(more), "--overwrite"]) == 0
+    assert cli.main([*command, "--prototypes", str(more)]) == 0
     capsys.readouterr()
     other_names = save("names", ("dog", "cat"))
     other_front_end = save("front", ("real", "fake"), dataclasses.replace(
