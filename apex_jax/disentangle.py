@@ -133,6 +133,13 @@ def exponential(
         return jax.scipy.linalg.expm(generator)
 
 
+def antisymmetric(
+    generator: Float[Array, "chan chan"],
+) -> Float[Array, "chan chan"]:
+    """The antisymmetric part of A, whose exponential is orthogonal, a rotation."""
+    return (generator - generator.T) / 2
+
+
 def from_generator(
     generator: Float[Array, "chan chan"],
     base: Transform | None = None,

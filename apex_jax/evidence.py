@@ -2,16 +2,97 @@
 
 In come the compensated head and a clip's map, or its averages; out come the channels'
 contributions to a class and a channel's heatmap. Unbatched: callers `jax.vmap` them.
+
+Under softmax one vector can be added to every class's weights, and no probability
+changes, but every contribution does: what speaks for a class is only defined against
+the other classes. `contrastive` takes that freedom away.
 """
 
 from __future__ import annotations
+
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from apex_jax import classifier as classifier_lib
-from apex_jax import disentangle, schemes
+from apex_jax import disentangle, schemes, settings
+
+
+def contrastive(
+    head: classifier_lib.LinearHead, activation: classifier_lib.Activation
+) -> classifier_lib.LinearHead:
+    """The head whose logits say how far a class is above the mean of the others.
+
+      W'[c] = W[c] - mean over d != c of W[d],   b' likewise
+
+    Its logits are the head's own, less their mean and times `classes / (classes - 1)`:
+    the same decisions. A vector added to every row of W changes nothing.
+
+    Args:
+      head: `W`, `b`; the compensated head gives the compensated contrastive head.
+      activation: of the classifier.
+
+    Raises:
+      ValueError: each class stands for itself, so that there is nothing to set it
+        against.
+    """
+    classes = len(head.bias)
+    if activation != "softmax" or classes < 2:
+        raise ValueError(
+            "contrastive evidence sets a class against the others of a softmax; this "
+            f"classifier has {classes} classes under {activation}, where the plain "
+            "evidence says all there is"
+        )
+    scale = classes / (classes - 1)
+    weight, bias = jnp.asarray(head.weight), jnp.asarray(head.bias)
+    return classifier_lib.LinearHead(
+        weight=scale * (weight - jnp.mean(weight, axis=0, keepdims=True)),
+        bias=scale * (bias - jnp.mean(bias)),
+    )
+
+
+def head_of(
+    head: classifier_lib.LinearHead,
+    activation: classifier_lib.Activation,
+    kind: settings.Evidence,
+) -> classifier_lib.LinearHead:
+    """The head whose contributions count: itself, or the contrastive one.
+
+    Raises:
+      ValueError: see `contrastive`, or there is no such kind.
+    """
+    if kind not in get_args(settings.Evidence):
+        raise ValueError(
+            f"evidence must be one of {', '.join(get_args(settings.Evidence))}; got "
+            f"{kind!r}"
+        )
+    return head if kind == "plain" else contrastive(head, activation)
+
+
+def concentration(
+    contributions: Float[Array, " chan"],
+) -> Float[Array, ""]:
+    """How few channels carry the positive evidence, `|e| / sum(e)`. Unbatched.
+
+    Args:
+      contributions: of all channels to a class.
+
+    Returns:
+      Between `1 / sqrt(chan)`, where all carry the same, and 1, where one carries all;
+      0, with a zero gradient, where nothing speaks for the class.
+    """
+    positive = jax.nn.relu(contributions)
+    largest = jax.lax.stop_gradient(jnp.max(positive))
+    nothing = largest == 0
+    scaled = positive / jnp.where(nothing, 1.0, largest)
+    square, total = jnp.sum(scaled**2), jnp.sum(scaled)
+    return jnp.where(
+        nothing,
+        0.0,
+        jnp.sqrt(jnp.where(nothing, 1.0, square)) / jnp.where(nothing, 1.0, total),
+    )
 
 
 def contributions(

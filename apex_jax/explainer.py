@@ -24,13 +24,14 @@ from apex_jax import (
     bank,
     data,
     disentangle,
-    evidence,
     explanation,
     gallery,
     look,
     schemes,
+    settings,
 )
 from apex_jax import classifier as classifier_lib
+from apex_jax import evidence as evidence_lib
 
 # Several clips to explain in one go.
 Several = list[look.Sound | look.Look] | tuple[look.Sound | look.Look, ...]
@@ -40,12 +41,14 @@ Several = list[look.Sound | look.Look] | tuple[look.Sound | look.Look, ...]
 def _contributions(
     transform: disentangle.Transform,
     head: classifier_lib.LinearHead,
+    counting: classifier_lib.LinearHead,
     pooled: Float[Array, " chan"],
     target: Int[Array, ""],
 ) -> tuple[Float[Array, " chan"], Float[Array, " classes"]]:
-    """Of all channels, and the logits that the compensated head gives."""
+    """Of all channels to what counts, and the logits of the compensated head."""
     transformed = transform(pooled)
-    return evidence.contributions(head, transformed, target), head(transformed)
+    share = evidence_lib.contributions(counting, transformed, target)
+    return share, head(transformed)
 
 
 @functools.partial(jax.jit, static_argnames=("scheme", "grid"))
@@ -63,7 +66,7 @@ def _channels(
 
     def one(channel):
         location = schemes.locate(scheme, views, transform.matrix[channel])
-        return location, evidence.heatmap(
+        return location, evidence_lib.heatmap(
             head, transform, views, channel, target, grid=grid
         )
 
@@ -76,6 +79,7 @@ class Options(TypedDict, total=False):
     num_channels: int | None
     num_prototypes: int | None
     num_negatives: int
+    evidence: settings.Evidence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,6 +155,17 @@ class Explainer:
         return self.transform.compensate(self.classifier.head)
 
     @functools.cached_property
+    def contrastive_head(self) -> classifier_lib.LinearHead:
+        """Of the same decisions, each class against the others; of a softmax only."""
+        return evidence_lib.contrastive(self.head, self.classifier.activation)
+
+    def _counting(self, kind: settings.Evidence) -> classifier_lib.LinearHead:
+        """The head whose contributions count."""
+        if kind == "contrastive":
+            return self.contrastive_head
+        return evidence_lib.head_of(self.head, self.classifier.activation, kind)
+
+    @functools.cached_property
     def map_shape(self) -> tuple[int, int]:
         """`(F, T)` of the training clips' maps."""
         if self.kept is not None:
@@ -215,8 +230,8 @@ class Explainer:
           sample_rate: of a waveform, Hz; a waveform without one is refused.
           offset_s: where in the file, or the waveform, the clip starts.
           target: name or index of the class to explain; None for the predicted one.
-          **options: `num_channels`, `num_prototypes` and `num_negatives`, see
-            `explain`.
+          **options: `num_channels`, `num_prototypes`, `num_negatives` and `evidence`,
+            see `explain`.
 
         Returns:
           An explanation; a list of them for a list of sounds.
@@ -249,7 +264,7 @@ class Explainer:
           sound: as in `__call__`, like the next two.
           sample_rate: of a waveform.
           offset_s: where the clip starts.
-          **options: `num_channels`, `num_prototypes`, `num_negatives`.
+          **options: `num_channels`, `num_prototypes`, `num_negatives`, `evidence`.
         """
         (seen,) = self._looks([(sound, offset_s)], sample_rate)
         return tuple(
@@ -274,7 +289,7 @@ class Explainer:
             window ends where the recording does, and may overlap the one before.
           positives: each class that is found in a window, as `positives` does.
           target: the class to explain in every window; None for the predicted one.
-          **options: `num_channels`, `num_prototypes`, `num_negatives`.
+          **options: `num_channels`, `num_prototypes`, `num_negatives`, `evidence`.
 
         Raises:
           AudioError: the recording, or a prototype's file, cannot be used.
@@ -313,7 +328,7 @@ class Explainer:
           source: the clip's file, if there is one.
           offset_s: where in it the clip starts.
           target: name or index of the class to explain; None for the predicted one.
-          **options: `num_channels`, `num_prototypes`, `num_negatives`.
+          **options: `num_channels`, `num_prototypes`, `num_negatives`, `evidence`.
         """
         seen = self.look_at_map(
             feature_map,
@@ -380,6 +395,7 @@ class Explainer:
         num_channels: int | None = None,
         num_prototypes: int | None = None,
         num_negatives: int | None = 0,
+        evidence: settings.Evidence = "plain",
     ) -> explanation.Explanation:
         """Explains one class of a clip that the network has looked at.
 
@@ -389,6 +405,9 @@ class Explainer:
           num_channels: top channels; None for 4, or all where there are fewer.
           num_prototypes: training clips beside each; None for 5, or all.
           num_negatives: and of those that excite it least.
+          evidence: "plain" for what channels add to the class's logit, as in the
+            paper; "contrastive" for what they add to its lead over the other classes
+            of a softmax, which alone decides.
 
         Raises:
           AudioError: a prototype's file cannot be used any more.
@@ -397,11 +416,13 @@ class Explainer:
         """
         predicted = int(np.argmax(seen.logits))
         wanted = predicted if target is None else self.class_index(target)
+        head = self._counting(evidence)
         share, again = (
             np.asarray(a)
             for a in _contributions(
                 self.transform,
                 self.head,
+                head,
                 jnp.mean(jnp.asarray(seen.views.rows), axis=0),
                 jnp.int32(wanted),
             )
@@ -421,7 +442,7 @@ class Explainer:
             np.asarray(a)
             for a in _channels(
                 self.transform,
-                self.head,
+                head,
                 seen.views,
                 top,
                 jnp.int32(wanted),
@@ -430,7 +451,7 @@ class Explainer:
             )
         )
         shown = [
-            self.prototypes(top, wanted, one, num)
+            self.prototypes(top, wanted, one, num, evidence=evidence)
             for one, num in (
                 (self.positive, num_prototypes),
                 (self.negative, num_negatives),
@@ -467,6 +488,7 @@ class Explainer:
             channels=channels,
             contributions=share,
             evidence_share=float(carried / positive) if positive > 0 else 0.0,
+            evidence=evidence,
             provenance=self.provenance,
         )
 
@@ -563,6 +585,8 @@ class Explainer:
         target: int,
         prototypes: bank.Bank,
         num: int,
+        *,
+        evidence: settings.Evidence = "plain",
     ) -> list[tuple[explanation.Prototype, ...]]:
         """The first `num` prototypes of each channel, with heatmaps for a class."""
         return gallery.prototypes(
@@ -574,7 +598,7 @@ class Explainer:
             target,
             num,
             transform=self.transform,
-            head=self.head,
+            head=self._counting(evidence),
             grid=self.grid(),
             front_end=self.front_end,
             chunk_size=self.chunk_size,

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from apex_jax import classifier as classifier_lib
-from apex_jax import data, disentangle, frontend, schemes
+from apex_jax import data, disentangle, frontend, schemes, settings
 
 Method = Literal["apex", "grad-cam", "lime", "audioprotopnet"]
 
@@ -150,6 +150,8 @@ class Explanation:
       channels: the top channels, largest contribution first.
       contributions: of all channels to the explained class, `[chan]`.
       evidence_share: the part of all positive contributions that `channels` carry.
+      evidence: what contributions count towards, the class's logit or how far it is
+        above the other classes'.
       provenance: how the explainer was made.
     """
 
@@ -174,6 +176,7 @@ class Explanation:
     channels: tuple[Channel, ...]
     contributions: np.ndarray = dataclasses.field(repr=False)
     evidence_share: float
+    evidence: settings.Evidence = dataclasses.field(default="plain", metadata=STATIC)
     provenance: Provenance = dataclasses.field(
         default=Provenance(), repr=False, metadata=STATIC
     )

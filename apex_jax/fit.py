@@ -24,11 +24,13 @@ from apex_jax import (
     checkpoint,
     data,
     disentangle,
+    evidence,
     explain,
     explanation,
     gallery,
     look,
     optimize,
+    precondition,
     resume,
     rounding,
     schemes,
@@ -36,6 +38,7 @@ from apex_jax import (
 from apex_jax import classifier as classifier_lib
 from apex_jax import features as features_lib
 from apex_jax import mesh as mesh_lib
+from apex_jax import settings as settings_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,6 @@ def explainer(
     scheme: schemes.Scheme,
     *,
     config: optimize.Config | None = None,
-    base: disentangle.Transform | None = None,
     settings: Sequence[tuple[str, str]] = (),
     mesh: Mesh | None = None,
     state_dir: Path | None = None,
@@ -75,9 +77,8 @@ def explainer(
       cached: features of its training clips, with cells for the square scheme.
       front_end: settings of the spectrogram that the features were made with.
       scheme: where prototypes lie.
-      config: of the optimisation; None for the paper's.
-      base: fixed coordinates in which to learn A; None for the channels as they are,
-        which is the paper's way.
+      config: of the optimisation and the coordinates it starts from; None for the
+        paper's.
       settings: names and values worth telling in a report, before the fit's own.
       mesh: devices; None for all.
       state_dir: where the optimisation's state is kept about once a minute, and taken
@@ -107,24 +108,38 @@ def explainer(
     # Before the work: a norm that was not folded, a head of another network.
     audit_of(disentangle.identity(chan))
     features = cached.features.to_mesh(mesh)
-    coordinates = features if base is None else features.moved(base)
+    moments = precondition.moments(features, scheme, mesh=mesh)
+    base = precondition.coordinates(
+        moments, config.precondition, eps=config.precondition_eps
+    )
+    as_they_are = config.precondition == "none"
+    head = None
+    if config.concentration > 0:
+        competing = classifier.activation == "softmax" and len(classifier.head.bias) > 1
+        kind: settings_lib.Evidence = "contrastive" if competing else "plain"
+        head = base.compensate(
+            evidence.head_of(classifier.head, classifier.activation, kind)
+        )
     saver = resume.Saver(
         state_dir,
         lambda: {
             "settings": resume.digest(repr((config, scheme)), jax.random.key_data(key)),
-            "features": resume.digest(cached.features.pooled, base),
+            "features": resume.digest(cached.features.pooled),
         },
     )
     generator, history = optimize.fit(
         key,
-        coordinates,
+        features if as_they_are else features.moved(base),
         scheme,
         config=config,
+        head=head,
         mesh=mesh,
         saver=saver,
         on_epoch=on_epoch,
     )
-    transform = disentangle.from_generator(generator, base, method=config.exponential)
+    transform = disentangle.from_generator(
+        generator, None if as_they_are else base, method=config.exponential
+    )
     audit = audit_of(transform)
 
     def build(transform: disentangle.Transform, sign: bank.Sign) -> bank.Bank:
@@ -149,7 +164,7 @@ def explainer(
             provenance=explanation.Provenance(
                 audit=audit,
                 purity=(history.round_purity[0], history.round_purity[-1]),
-                settings=(*settings, *_settings(config, features, scheme)),
+                settings=(*settings, *_settings(config, features, scheme, moments)),
                 versions=checkpoint.versions(),
             ),
         ),
@@ -206,7 +221,6 @@ def from_maps(
     spectrograms: Float[np.ndarray, "clip rows frames"] | None = None,
     stride: tuple[int, int] | None = None,
     config: optimize.Config | None = None,
-    base: disentangle.Transform | None = None,
     mesh: Mesh | None = None,
     on_epoch: Callable[[int, float], None] = lambda epoch, purity: None,
 ) -> Fit:
@@ -230,8 +244,7 @@ def from_maps(
         there is a front end, else none.
       stride: pixels that a cell covers; None if cells divide the spectrogram evenly.
       config: of the optimisation; None for the paper's.
-      base: as in `explainer`, like the next two.
-      mesh: devices.
+      mesh: devices; None for all.
       on_epoch: called after each epoch.
 
     Raises:
@@ -265,7 +278,6 @@ def from_maps(
         front_end,
         scheme,
         config=config,
-        base=base,
         mesh=mesh,
         on_epoch=on_epoch,
     )
@@ -307,14 +319,37 @@ def _without_network(
 
 
 def _settings(
-    config: optimize.Config, features: features_lib.Features, scheme: schemes.Scheme
+    config: optimize.Config,
+    features: features_lib.Features,
+    scheme: schemes.Scheme,
+    moments: precondition.Moments,
 ) -> tuple[tuple[str, str], ...]:
     """The fit in words, as a report shows it."""
     chan = features.pooled.shape[-1]
+    coordinates = {
+        "none": "as they are",
+        "centre": "centred",
+        "whiten": f"centred and whitened, eps {config.precondition_eps:g}",
+    }
+    more = [
+        (name, value)
+        for name, value, usual in (
+            ("transform", config.transform, "general"),
+            ("concentration", f"{config.concentration:g}", "0"),
+            ("algorithm", config.algorithm, "adam"),
+        )
+        if value != usual
+    ]
     return (
         ("scheme", scheme.replace("_", "-")),
         ("training clips", f"{features.num_clips:,}"),
         ("channels", f"{chan:,}"),
+        (
+            "effective rank",
+            f"{moments.participation_ratio:.1f}, {moments.num_large} eigenvalues above "
+            "1 % of the largest",
+        ),
+        ("coordinates", coordinates[config.precondition]),
         ("feature map", f"{features.map_shape[0]} x {features.map_shape[1]} cells"),
         ("epochs", str(config.epochs)),
         (
@@ -323,4 +358,5 @@ def _settings(
         ),
         ("learning rate", f"{config.learning_rate:g}"),
         ("pairs a step", str(config.batch_size)),
+        *more,
     )

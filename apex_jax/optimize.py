@@ -18,11 +18,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from apex_jax import bank, disentangle, purity, resume, schemes, settings
+from apex_jax import bank, disentangle, evidence, purity, resume, schemes, settings
+from apex_jax import classifier as classifier_lib
 from apex_jax import features as features_lib
 from apex_jax import mesh as mesh_lib
 
@@ -49,6 +51,33 @@ class History:
     round_prototypes: int
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the concentration term of the loss needs of the clips.
+
+    Attributes:
+      head: whose contributions are to be concentrated, in the features' coordinates.
+      pooled: `[clip, chan]`, spread over the mesh and padded.
+      predicted: class of each clip, `[clip]`, alike.
+      num_clips: clips that are not padding.
+    """
+
+    head: classifier_lib.LinearHead
+    pooled: jax.Array
+    predicted: jax.Array
+    num_clips: int = dataclasses.field(metadata={"static": True})
+
+
+def constrained(
+    generator: Float[Array, "chan chan"], transform: settings.Family
+) -> Float[Array, "chan chan"]:
+    """A of the family that U may be of: antisymmetric for an orthogonal U."""
+    if transform == "orthogonal":
+        return disentangle.antisymmetric(generator)
+    return generator
+
+
 @functools.partial(
     jax.jit,
     static_argnames=("config", "scheme", "mesh"),
@@ -65,6 +94,7 @@ def run_epoch(
     config: Config,
     scheme: schemes.Scheme,
     mesh: Mesh,
+    concentrate: Evidence | None = None,
 ) -> tuple[jax.Array, optax.OptState, jax.Array]:
     """Every (channel, prototype) pair once, in random order, in batches.
 
@@ -80,6 +110,8 @@ def run_epoch(
       config: optimiser and batch size.
       scheme: where prototypes lie.
       mesh: where `views` live.
+      concentrate: of the training clips, for the loss's second term, which is over as
+        many clips a step as there are pairs, drawn at random; None leaves it out.
 
     Returns:
       A, optimiser state, and the mean purity of the pairs while they were trained on.
@@ -94,8 +126,23 @@ def run_epoch(
     order = jnp.argsort(jnp.where(counts, jax.random.uniform(key, (chan * top,)), 2.0))
     order = jnp.pad(order, (0, -order.size % batch_size))
     channels, clips = order // top, clips.reshape(-1)[order]
+    drawn, head, of_clips = jnp.zeros_like(channels), None, None
+    if concentrate is not None:
+        head, of_clips = concentrate.head, (concentrate.pooled, concentrate.predicted)
+        drawn = jax.random.randint(
+            jax.random.fold_in(key, 1), drawn.shape, 0, concentrate.num_clips
+        )
 
-    def on_device(generator, state, views, channels, clips, total):
+    def exponentials(generator):
+        generator = constrained(generator, config.transform)
+        forward = disentangle.exponential(generator, config.exponential)
+        if concentrate is None:
+            return forward, None
+        return forward, disentangle.exponential(-generator, config.exponential)
+
+    def on_device(
+        generator, state, views, channels, clips, total, drawn, head, of_clips
+    ):
         def step(number, carry):
             generator, state, purity_sum = carry
             start = number * batch_size
@@ -105,21 +152,34 @@ def run_epoch(
             )
             counts = (start + jnp.arange(batch_size) < total).astype(jnp.float32)
 
-            matrix, pull_back = jax.vjp(
-                lambda a: disentangle.exponential(a, config.exponential), generator
-            )
+            (matrix, inverse), pull_back = jax.vjp(exponentials, generator)
             # The location is a constant of the step: only `vector` meets U below.
             _, vector = bank.prototype_vectors(scheme, views, matrix[channel], clip)
 
-            def loss_of(matrix):
+            def loss_of(matrices):
+                matrix, inverse = matrices
                 prototype = jnp.matmul(vector, matrix.T, precision=disentangle.HIGHEST)
-                return purity.loss(prototype, channel, counts)
+                impurity = purity.loss(prototype, channel, counts)
+                if concentrate is None:
+                    return impurity, impurity
+                some = jax.lax.dynamic_slice_in_dim(drawn, start, batch_size)
+                term = mean_concentration(head, *of_clips, some, matrix, inverse)
+                return impurity - config.concentration * term, impurity
 
-            loss, gradient = jax.value_and_grad(loss_of)(matrix)
+            (loss, impurity), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+                (matrix, inverse)
+            )
             (gradient,) = pull_back(gradient)
-            updates, state = optimiser.update(gradient, state, generator)
+
+            # For a line search; whoever takes steps without one leaves them out.
+            def value_fn(generator):
+                return loss_of(exponentials(generator))[0]
+
+            updates, state = optimiser.update(
+                gradient, state, generator, value=loss, grad=gradient, value_fn=value_fn
+            )
             generator = optax.apply_updates(generator, updates)
-            return generator, state, purity_sum - loss * jnp.sum(counts)
+            return generator, state, purity_sum - impurity * jnp.sum(counts)
 
         steps = -(-total // batch_size)
         start = (generator, state, jnp.float32(0))
@@ -132,9 +192,41 @@ def run_epoch(
     return jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(copy, copy, spread, copy, copy, copy),
+        in_specs=(copy, copy, spread, copy, copy, copy, copy, copy, spread),
         out_specs=copy,
-    )(generator, state, views, channels, clips, total)
+    )(generator, state, views, channels, clips, total, drawn, head, of_clips)
+
+
+def mean_concentration(
+    head: classifier_lib.LinearHead,
+    pooled: Float[Array, "clip chan"],
+    predicted: Int[Array, " clip"],
+    drawn: Int[Array, " some"],
+    matrix: Float[Array, "chan chan"],
+    inverse: Float[Array, "chan chan"],
+) -> Float[Array, ""]:
+    """The mean over the drawn clips of how concentrated their evidence is.
+
+    That is `evidence.concentration` of what speaks for a clip's predicted class.
+
+    For use inside `jax.shard_map`, see `bank.prototype_vectors`.
+    """
+    num_local = len(pooled)
+    local = drawn - jax.lax.axis_index(mesh_lib.AXIS) * num_local
+    owned = (local >= 0) & (local < num_local)
+    at = jnp.clip(local, 0, num_local - 1)
+    mine = (
+        jnp.where(owned[:, None], pooled[at], 0.0),
+        jnp.where(owned, predicted[at], 0),
+    )
+    vectors, targets = jax.lax.psum(mine, mesh_lib.AXIS)
+    transform = disentangle.Transform(
+        matrix=matrix, inverse=inverse, centre=jnp.zeros(len(matrix))
+    )
+    share = jax.vmap(evidence.contributions, in_axes=(None, 0, 0))(
+        transform.compensate(head), transform(vectors), targets
+    )
+    return jnp.mean(jax.vmap(evidence.concentration)(share))
 
 
 def fit(
@@ -143,6 +235,7 @@ def fit(
     scheme: schemes.Scheme,
     *,
     config: Config | None = None,
+    head: classifier_lib.LinearHead | None = None,
     mesh: Mesh | None = None,
     saver: resume.Saver | None = None,
     on_epoch: Callable[[int, float], None] = lambda epoch, purity: None,
@@ -154,6 +247,8 @@ def fit(
       features: of the training clips; spread over the mesh here if they are not yet.
       scheme: where prototypes lie.
       config: schedule and optimiser; None for the paper's.
+      head: whose evidence a `concentration` above 0 is about, in the coordinates of
+        the features: the contrastive one under softmax.
       mesh: devices; None for all of them.
       saver: keeps the state between epochs, and gives that of an interrupted call, from
         which this one goes on to the same A; None keeps nothing.
@@ -173,14 +268,26 @@ def fit(
     config.check()
     if features.num_clips < 1:
         raise ValueError("features must hold at least one clip; got none")
+    if config.concentration > 0 and head is None:
+        raise ValueError("concentration above 0 needs the head whose evidence it is")
     mesh = mesh_lib.make() if mesh is None else mesh
     features = features.to_mesh(mesh)
     chan = features.pooled.shape[-1]
 
     generator = jnp.zeros((chan, chan))
-    state = config.optimiser().init(generator)
+    # Copies: what is donated must not be there twice, as L-BFGS starts with A itself.
+    state = jax.tree.map(jnp.copy, config.optimiser().init(generator))
     generator, state = mesh_lib.replicate((generator, state), mesh)
     schedule = [min(n, features.num_clips) for n in config.schedule()]
+    concentrate = None
+    if config.concentration > 0 and head is not None:
+        predicted = np.argmax(np.asarray(features.logits), axis=1).astype(np.int32)
+        concentrate = Evidence(
+            head=mesh_lib.replicate(head, mesh),
+            pooled=jnp.asarray(features.pooled),
+            predicted=mesh_lib.shard(predicted, mesh),
+            num_clips=features.num_clips,
+        )
     history = History(
         epoch_purity=[],
         epoch_prototypes=[],
@@ -191,7 +298,9 @@ def fit(
 
     def choose() -> jax.Array:
         """This round's prototypes; notes the purity of the strongest."""
-        transform = disentangle.from_generator(generator, method=config.exponential)
+        transform = disentangle.from_generator(
+            constrained(generator, config.transform), method=config.exponential
+        )
         clips, _ = bank.top_clips(
             transform,
             features.pooled,
@@ -232,6 +341,7 @@ def fit(
             config=config,
             scheme=scheme,
             mesh=mesh,
+            concentrate=concentrate,
         )
         history.epoch_purity.append(float(mean_purity))
         if not math.isfinite(history.epoch_purity[-1]):
@@ -243,4 +353,4 @@ def fit(
             saver.save(epoch + 1, mesh_lib.to_host((generator, state, clips)), told)
         on_epoch(epoch + 1, history.epoch_purity[-1])
     choose()
-    return mesh_lib.to_host(generator), history
+    return mesh_lib.to_host(constrained(generator, config.transform)), history

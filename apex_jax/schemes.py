@@ -139,6 +139,24 @@ def vector(
     raise _unknown(scheme)
 
 
+def candidates(scheme: Scheme, views: Views) -> tuple[jax.Array, ...]:
+    """The tables that a scheme chooses among, chan last; `*batch` axes in front.
+
+    Raises:
+      ValueError: there is no such scheme, or views without the cells it needs.
+    """
+    match scheme:
+        case "square":
+            return (_cells(views),)
+        case "time":
+            return (jnp.asarray(views.columns),)
+        case "frequency":
+            return (jnp.asarray(views.rows),)
+        case "time_frequency":
+            return (jnp.asarray(views.columns), jnp.asarray(views.rows))
+    raise _unknown(scheme)
+
+
 def _cells(views: Views) -> jax.Array:
     if views.cells is None:
         raise ValueError(

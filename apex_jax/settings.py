@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
 import tyro
@@ -27,6 +27,13 @@ MIN_STEPS = 300
 # `models.convnext` and `disentangle` say what they are.
 Size = Literal["atto", "femto", "pico", "nano", "tiny", "small", "base", "large"]
 Exponential = Literal["products", "reference"]
+# Of learning U: the coordinates it starts from, what it may be, who takes the steps.
+Precondition = Literal["none", "centre", "whiten"]
+Family = Literal["general", "orthogonal"]
+Algorithm = Literal["adam", "muon", "lbfgs"]
+# What a channel's contribution counts towards: a class's logit, as in the paper, or how
+# far it is above the other classes'.
+Evidence = Literal["plain", "contrastive"]
 MatmulDtype = Literal["float32", "bfloat16"]
 # What a network of several classes a clip is trained by; `objective` has them.
 Loss = Literal["cross-entropy", "asymmetric"]
@@ -463,12 +470,22 @@ class Optimisation:
       prototypes_start: prototypes a channel in the first round.
       prototypes_end: in the last; linear in between.
       batch_size: pairs a step.
-      learning_rate: Adam's. Much above 1e-3, U becomes ill-conditioned.
+      learning_rate: Adam's or Muon's; L-BFGS searches along its line instead. Much
+        above 1e-3, Adam makes U ill-conditioned.
       weight_decay: L2 term added to the gradient (not AdamW).
       beta1: Adam's decay of the first moment.
       beta2: Adam's decay of the second moment.
       epsilon: Adam's epsilon.
       exponential: how expm(A) is computed, see `disentangle.exponential`.
+      precondition: coordinates in which A is learned. "none" for the channels as they
+        are, the paper's; "centre" takes their mean away, "whiten" also evens out their
+        variances (`precondition`).
+      precondition_eps: of "whiten": the largest variance's share that is added to all.
+      transform: "orthogonal" for an antisymmetric A, so that U only turns; "general"
+        is the paper's.
+      concentration: weight of the loss's second term, which rewards few channels that
+        carry a clip's evidence (`evidence.concentration`); 0 is the paper's loss.
+      algorithm: who takes the steps; "adam" is the paper's.
     """
 
     epochs: int = 20
@@ -482,6 +499,11 @@ class Optimisation:
     beta2: float = 0.999
     epsilon: float = 1e-8
     exponential: Exponential = "products"
+    precondition: Precondition = "none"
+    precondition_eps: float = 0.1
+    transform: Family = "general"
+    concentration: float = 0.0
+    algorithm: Algorithm = "adam"
 
     def schedule(self) -> list[int]:
         """Prototypes a channel in each round."""
@@ -497,27 +519,47 @@ class Optimisation:
             "prototypes_end",
             "batch_size",
             "learning_rate",
+            "precondition_eps",
         ):
             value = getattr(self, name)
             if not value > 0:  # NaN included
                 raise ValueError(f"{name} must be positive; got {value}")
+        for name, kinds in (
+            ("precondition", Precondition),
+            ("transform", Family),
+            ("algorithm", Algorithm),
+        ):
+            if (value := getattr(self, name)) not in get_args(kinds):
+                raise ValueError(
+                    f"{name} must be one of {', '.join(get_args(kinds))}; got {value!r}"
+                )
         if self.prototypes_start < self.prototypes_end:
             raise ValueError(
                 f"prototypes_start must be at least prototypes_end "
                 f"({self.prototypes_end}); got {self.prototypes_start}"
             )
-        if self.weight_decay < 0:
-            raise ValueError(
-                f"weight_decay must not be negative; got {self.weight_decay}"
-            )
+        for name in ("weight_decay", "concentration"):
+            if not getattr(self, name) >= 0:  # NaN included
+                raise ValueError(
+                    f"{name} must not be negative; got {getattr(self, name)}"
+                )
 
-    def optimiser(self) -> optax.GradientTransformation:
-        """Adam with the L2 term in the gradient, as torch.optim.Adam has it."""
+    def optimiser(self) -> optax.GradientTransformationExtraArgs:
+        """The algorithm, with the L2 term in the gradient as torch.optim.Adam has it.
+
+        Its `update` takes `value`, `grad` and `value_fn`, which L-BFGS needs for its
+        line search.
+        """
         import optax
 
-        return optax.chain(
-            optax.add_decayed_weights(self.weight_decay),
-            optax.adam(
-                self.learning_rate, b1=self.beta1, b2=self.beta2, eps=self.epsilon
-            ),
+        moments = {"b1": self.beta1, "b2": self.beta2, "eps": self.epsilon}
+        match self.algorithm:
+            case "adam":
+                rule = optax.adam(self.learning_rate, **moments)
+            case "muon":
+                rule = optax.contrib.muon(self.learning_rate)
+            case "lbfgs":
+                rule = optax.lbfgs()
+        return optax.with_extra_args_support(
+            optax.chain(optax.add_decayed_weights(self.weight_decay), rule)
         )

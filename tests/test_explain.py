@@ -273,6 +273,31 @@ def test_an_explanation_by_hand(scheme, explainers, seen):
             )
 
 
+def test_contrastive_evidence_by_hand(explainers, seen):
+    """Shares, regions' heat and prototypes' heat of the contrastive head."""
+    _, clips, shown = seen
+    explainer = explainers["time"]
+    _, feature_map, logits = shown[0]
+    target = int(np.argmax(logits))
+    found = explainer(clips[0].path, evidence="contrastive", num_channels=3)
+    _, weights, bias, _ = by_hand(explainer)
+    others = [c for c in range(len(weights)) if c != target]
+    row = weights[target] - weights[others].mean(axis=0)
+    zhat = transformed(explainer, feature_map)
+    share = row * np.maximum(zhat.mean(axis=(0, 1)), 0)
+    np.testing.assert_allclose(found.contributions, share, atol=1e-3)
+    order = np.argsort(-share, kind="stable")[:3]
+    assert [c.index for c in found.channels] == order.tolist()
+    plain = explainer(clips[0].path, num_channels=3)
+    assert (found.evidence, plain.evidence) == ("contrastive", "plain")
+    assert not np.allclose(found.contributions, plain.contributions, atol=1e-2)
+    k = found.channels[0].index
+    level = bias[target] - bias[others].mean()
+    cells = np.maximum(row[k] * zhat[:, :, k] + level / CHAN, 0)
+    heat = upsampled(cells / cells.max())
+    np.testing.assert_allclose(found.channels[0].heatmap, heat, atol=1e-3)
+
+
 def test_region_is_the_banks_location(explainers):
     """What is drawn of a prototype is what earned its purity."""
     for explainer in explainers.values():

@@ -9,6 +9,7 @@ import pytest
 import scipy.linalg
 
 from apex_jax import bank, disentangle, optimize, purity, resume, schemes
+from apex_jax import classifier as classifier_lib
 from apex_jax import features as features_lib
 from apex_jax import mesh as mesh_lib
 
@@ -374,6 +375,11 @@ def test_defaults_are_the_papers():
         "beta2": 0.999,
         "epsilon": 1e-8,
         "exponential": "products",
+        "precondition": "none",
+        "precondition_eps": 0.1,
+        "transform": "general",
+        "concentration": 0.0,
+        "algorithm": "adam",
     }
 
 
@@ -388,6 +394,8 @@ def test_defaults_are_the_papers():
         ({"learning_rate": float("nan")}, "learning_rate must be positive; got nan"),
         ({"prototypes_start": 4}, r"at least prototypes_end \(5\); got 4"),
         ({"weight_decay": -0.1}, "weight_decay must not be negative; got -0.1"),
+        ({"concentration": -0.1}, "concentration must not be negative; got -0.1"),
+        ({"precondition_eps": 0.0}, "precondition_eps must be positive; got 0"),
     ],
 )
 def test_settings_that_cannot_work(wrong, message, rng, key):
@@ -493,3 +501,133 @@ def test_another_optimisation_is_refused(key, rng, tmp_path, monkeypatch):
     fit(key, maps, "time", saver=resume.Saver(tmp_path, lambda: {"settings": "a"}))
     with pytest.raises(ValueError, match=r"other settings than asked for.*delete"):
         fit(key, maps, "time", saver=resume.Saver(tmp_path, lambda: {"settings": "b"}))
+
+
+# What the paper has not: other families of U, a second term of the loss, other steps.
+
+
+def test_an_orthogonal_generator_is_antisymmetric(rng, key):
+    config = dataclasses.replace(CONFIG, transform="orthogonal", weight_decay=0.0)
+    maps = rng.normal(size=(N, F, T, C))
+    generator, history = fit(key, maps, "square", config)
+    assert np.abs(generator).max() > CONFIG.learning_rate
+    np.testing.assert_array_equal(generator, -np.asarray(generator).T)
+    matrix = scipy.linalg.expm(np.asarray(generator, np.float64))
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(C), atol=1e-6)
+    assert history.round_purity[-1] > history.round_purity[0]
+
+
+def concentration_by_hand(generator, pooled, weight, predicted):
+    """truth.md's term: mean over clips of |e| / sum(e), e the positive evidence."""
+    matrix = scipy.linalg.expm(generator)
+    heads = weight @ np.linalg.inv(matrix)
+    terms = []
+    for v, c in zip(pooled, predicted, strict=True):
+        e = np.maximum(heads[c] * np.maximum(matrix @ v, 0), 0)
+        terms.append(np.sqrt((e**2).sum()) / e.sum())
+    return np.mean(terms)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_the_loss_of_concentrated_evidence(num_devices, rng):
+    """One step against a finite difference of both terms."""
+    maps, start = rng.normal(size=(N, F, T, C)), 0.4 * rng.normal(size=(C, C))
+    clips = np.array(strongest(start, maps, 2))
+    weight = rng.normal(size=(K, C))
+    pooled, predicted = maps.mean(axis=(1, 2)), rng.integers(K, size=N)
+    config = optimize.Config(
+        learning_rate=1e6, epsilon=1e6, weight_decay=0.0, concentration=0.7
+    )
+    mesh = mesh_of(num_devices)
+    features = features_of(maps).to_mesh(mesh)
+    generator = jnp.asarray(start, jnp.float32)
+    generator, state = mesh_lib.replicate(
+        (generator, config.optimiser().init(generator)), mesh
+    )
+    key = jax.random.key(5)
+    head = classifier_lib.LinearHead(
+        weight=jnp.asarray(weight, jnp.float32), bias=jnp.zeros(K)
+    )
+    after, _, mean_purity = optimize.run_epoch(
+        key,
+        generator,
+        state,
+        features.views,
+        jnp.asarray(clips),
+        jnp.int32(2),
+        config=config,
+        scheme="square",
+        mesh=mesh,
+        concentrate=optimize.Evidence(
+            head=head,
+            pooled=features.pooled,
+            predicted=mesh_lib.shard(predicted.astype(np.int32), mesh),
+            num_clips=N,
+        ),
+    )
+    matrix = scipy.linalg.expm(start)
+    pairs = [
+        (k, averages_at("square", maps[n], matrix[k]))
+        for k in range(C)
+        for n in clips[k]
+    ]
+    # As many clips a step as pairs, drawn with what the epoch's key gives.
+    drawn = np.asarray(jax.random.randint(jax.random.fold_in(key, 1), (2 * C,), 0, N))
+    assert len(set(drawn.tolist())) > 3
+    gradient = finite_difference(start, pairs)
+    for i, j in np.ndindex(C, C):
+        nudge = np.zeros((C, C))
+        nudge[i, j] = 1e-5
+        up, down = (
+            concentration_by_hand(a, pooled[drawn], weight, predicted[drawn])
+            for a in (start + nudge, start - nudge)
+        )
+        gradient[i, j] -= 0.7 * (up - down) / 2e-5
+    np.testing.assert_allclose(np.asarray(after) - start, -gradient, atol=3e-5)
+    # What is reported is purity, not the loss.
+    assert float(mean_purity) == pytest.approx(
+        np.mean(purities(start, pairs)), abs=1e-5
+    )
+
+
+def test_concentration_gathers_the_evidence(rng, key):
+    maps = rng.normal(size=(40, F, T, C)) + 1
+    head = classifier_lib.LinearHead(
+        weight=rng.normal(size=(K, C)).astype(np.float32), bias=np.zeros(K, np.float32)
+    )
+    pooled = np.asarray(maps.mean(axis=(1, 2)), np.float32)
+    logits = np.asarray(head(pooled))
+    features = features_lib.from_maps(maps.astype(np.float32), logits)
+
+    def reached(weight):
+        config = dataclasses.replace(
+            CONFIG, epochs=30, learning_rate=0.02, concentration=weight
+        )
+        generator, _ = optimize.fit(
+            key, features, "square", config=config, head=head, mesh=mesh_of(1)
+        )
+        return concentration_by_hand(
+            np.asarray(generator, np.float64),
+            pooled,
+            head.weight,
+            logits.argmax(axis=1),
+        )
+
+    assert reached(1.0) > reached(0.0) + 0.1
+
+
+@pytest.mark.parametrize("algorithm", ["muon", "lbfgs"])
+def test_other_algorithms_take_other_steps_to_purer_channels(algorithm, rng, key):
+    maps = rng.normal(size=(N, F, T, C))
+    config = dataclasses.replace(CONFIG, algorithm=algorithm, weight_decay=1e-5)
+    generator, history = fit(key, maps, "square", config)
+    adams, _ = fit(key, maps, "square", dataclasses.replace(CONFIG, weight_decay=1e-5))
+    assert np.abs(generator - adams).max() > 1e-3
+    assert history.round_purity[-1] > history.round_purity[0]
+
+
+def test_concentration_needs_a_head(rng, key):
+    features = features_of(rng.normal(size=(2, F, T, C)))
+    config = optimize.Config(concentration=0.1)
+    with pytest.raises(ValueError, match="needs the head whose evidence it is"):
+        optimize.fit(key, features, "time", config=config)

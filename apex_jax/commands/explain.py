@@ -167,6 +167,7 @@ def _explain(
         "num_channels": config.num_channels,
         "num_prototypes": config.num_prototypes,
         "num_negatives": config.num_negatives,
+        "evidence": config.evidence,
     }
     for file, offset_s in windows:
         try:

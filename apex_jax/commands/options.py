@@ -115,6 +115,8 @@ class Explain:
       num_channels: top channels of each clip.
       num_prototypes: training clips beside each channel.
       num_negatives: and of those that excite it least.
+      evidence: what channels add to the class's logit, or, under softmax, to its lead
+        over the other classes.
       start_s: where in the recording to begin, in seconds.
       end_s: where to end; a window is as long as the classifier's clips, and may reach
         beyond.
@@ -152,6 +154,7 @@ class Explain:
         int | None, tyro.conf.arg(help_behavior_hint="(default: 5)")
     ] = None
     num_negatives: int = 0
+    evidence: settings.Evidence = "plain"
     start_s: float = 0.0
     end_s: Annotated[
         float | None,

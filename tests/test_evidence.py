@@ -1,0 +1,82 @@
+"""Contrastive evidence and how concentrated evidence is, against NumPy."""
+
+import jax
+import numpy as np
+import pytest
+
+from apex_jax import classifier as classifier_lib
+from apex_jax import evidence
+
+K, C = 5, 7
+
+
+def head_of(rng, classes=K):
+    return classifier_lib.LinearHead(
+        weight=rng.normal(size=(classes, C)).astype(np.float32),
+        bias=rng.normal(size=classes).astype(np.float32),
+    )
+
+
+def test_contrastive_is_a_row_less_the_mean_of_the_others(rng):
+    head = head_of(rng)
+    found = evidence.contrastive(head, "softmax")
+    for c in range(K):
+        others = [d for d in range(K) if d != c]
+        np.testing.assert_allclose(
+            found.weight[c],
+            head.weight[c] - head.weight[others].mean(axis=0),
+            atol=1e-5,
+        )
+        assert float(found.bias[c]) == pytest.approx(
+            head.bias[c] - head.bias[others].mean(), abs=1e-5
+        )
+
+
+def test_what_all_classes_share_is_no_contrast(rng):
+    head, shared = head_of(rng), rng.normal(size=C).astype(np.float32)
+    moved = classifier_lib.LinearHead(weight=head.weight + shared, bias=head.bias + 3)
+    one, other = (evidence.contrastive(h, "softmax") for h in (head, moved))
+    np.testing.assert_allclose(one.weight, other.weight, atol=1e-5)
+    np.testing.assert_allclose(one.bias, other.bias, atol=1e-5)
+    # No probability of the classifier tells the two apart either.
+    pooled = rng.normal(size=(9, C)).astype(np.float32)
+    before, after = (
+        classifier_lib.probabilities(h(pooled), "softmax") for h in (head, moved)
+    )
+    np.testing.assert_allclose(before, after, atol=1e-5)
+
+
+def test_the_contrastive_head_decides_alike(rng):
+    head, pooled = head_of(rng), rng.normal(size=(200, C)).astype(np.float32)
+    logits, contrast = head(pooled), evidence.contrastive(head, "softmax")(pooled)
+    np.testing.assert_array_equal(logits.argmax(axis=1), contrast.argmax(axis=1))
+
+
+@pytest.mark.parametrize(("classes", "activation"), [(3, "sigmoid"), (1, "softmax")])
+def test_there_is_no_contrast_where_classes_stand_alone(classes, activation, rng):
+    with pytest.raises(ValueError, match=f"has {classes} classes under {activation}"):
+        evidence.contrastive(head_of(rng, classes), activation)
+
+
+def test_concentration_of_known_evidence(rng):
+    concentration = jax.jit(evidence.concentration)
+    one = np.array([0, 0, 3, 0], np.float32)
+    assert float(concentration(one)) == pytest.approx(1)
+    assert float(concentration(np.full(4, 2, np.float32))) == pytest.approx(1 / 2)
+    against = np.array([1, -5, 1, -7], np.float32)  # counts for nothing
+    assert float(concentration(against)) == pytest.approx(1 / np.sqrt(2))
+    share = rng.normal(size=C).astype(np.float32)
+    e = np.maximum(share.astype(np.float64), 0)
+    expected = np.sqrt((e**2).sum()) / e.sum()
+    for scale in (1e-30, 1.0, 1e30):
+        found = concentration(share * np.float32(scale))
+        assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [np.zeros(4), -np.arange(4.0)])
+def test_no_evidence_is_not_concentrated_and_pulls_nowhere(share):
+    value, gradient = jax.value_and_grad(evidence.concentration)(
+        np.asarray(share, np.float32)
+    )
+    assert float(value) == 0
+    np.testing.assert_array_equal(gradient, np.zeros(4))
