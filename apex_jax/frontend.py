@@ -240,6 +240,19 @@ class FrontEnd:
         low, high = (np.clip(edge, 0, self.sample_rate / 2) for edge in edges)
         return low, high
 
+    def hz_to_row(self, hz: Numbers) -> Result:
+        """The inverse of `row_to_hz`; it may lie outside of the spectrogram."""
+        if self.n_mels is None:
+            return np.multiply(hz, self.n_fft / self.sample_rate)
+        fmax = self.sample_rate / 2 if self.fmax is None else self.fmax
+        low, high = _hz_to_mel(np.array([self.fmin, fmax]), self.mel_scale)
+        mel = _hz_to_mel(np.asarray(hz, float), self.mel_scale)
+        return (mel - low) * (self.n_mels + 1) / (high - low) - 1
+
+    def s_to_frame(self, seconds: Numbers) -> Result:
+        """The inverse of `frame_to_s`; it may lie outside of the spectrogram."""
+        return np.multiply(seconds, self.sample_rate / self.hop_length)
+
     def frame_to_s(self, frame: Numbers) -> Result:
         """Time in seconds at the centre of a frame."""
         return np.multiply(frame, self.hop_length / self.sample_rate)

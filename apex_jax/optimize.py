@@ -163,7 +163,10 @@ def run_epoch(
                 if concentrate is None:
                     return impurity, impurity
                 some = jax.lax.dynamic_slice_in_dim(drawn, start, batch_size)
-                term = mean_concentration(head, *of_clips, some, matrix, inverse)
+                pooled, predicted = of_clips
+                term = mean_concentration(
+                    head, pooled, predicted, some, matrix, inverse
+                )
                 return impurity - config.concentration * term, impurity
 
             (loss, impurity), gradient = jax.value_and_grad(loss_of, has_aux=True)(

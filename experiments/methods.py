@@ -156,13 +156,21 @@ class Learned:
 
 
 def train_convnext(
-    folder: Path, problem: Problem, config: options.Common
+    folder: Path, problem: Problem, config: options.Common, **shaped: Any
 ) -> convnext.ConvNeXt:
-    """A ConvNeXt trained from scratch or from `pretrained`, kept in `folder`."""
+    """A ConvNeXt trained from scratch or from `pretrained`, kept in `folder`.
+
+    Args:
+      folder: where it is kept.
+      problem: what it is trained on.
+      config: size, seed and training.
+      **shaped: of `ConvNeXtConfig`, where it is to differ from the published size.
+    """
     shape = convnext.ConvNeXtConfig.named(
         config.model,
         num_classes=len(problem.class_names),
         layer_scale_init=LAYER_SCALE,
+        **shaped,
     )
 
     def learn(**more: Any) -> tuple[convnext.ConvNeXt, list[train.Epoch]]:

@@ -1,0 +1,230 @@
+"""Corpora of clips in half of which an event is planted, on disk with its place.
+
+    ROOT/train/planted/0001.wav
+    ROOT/truth.csv      path, label, split, start_s, end_s, low_hz, high_hz
+
+A clip and its event are a function of the seed and of the recordings; no recording is
+in two splits. Clean clips are made as planted ones are, and turned down alike, so that
+only the event tells them apart.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from apex_jax import audio, data, frontend, pointing, progress, resume, runs
+from experiments import speech
+from experiments.localisation import options, plants
+
+CLASSES = ("clean", "planted")
+SPLITS = ("train", "validation", "test")
+TRUTH, SETTINGS = "truth.csv", "corpus.json"
+VERSION = 1  # of what the samples are; raise it when a change alters them
+
+# ESC-10's classes that begin and end, and those that go on.
+EVENTS = ("dog_bark", "rooster", "person_sneeze", "baby_cry")
+BACKGROUNDS = ("rain", "sea_waves", "helicopter", "chainsaw", "fire_crackling")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Clips and where their events are.
+
+    Attributes:
+      splits: clips of class 0, clean, and 1, planted.
+      events: of each planted clip by its path.
+    """
+
+    splits: data.Splits
+    events: dict[str, pointing.Event]
+
+
+def make(
+    root: Path,
+    config: options.Config,
+    event: plants.Name,
+    seed: int,
+    *,
+    skip_log: data.SkipLog,
+    on_progress: progress.OnProgress = progress.silent,
+) -> Corpus:
+    """The corpus of an event and a seed, from disk where it is there.
+
+    Args:
+      root: its folder.
+      config: how many clips, of which recordings.
+      event: what is planted.
+      seed: same seed and same recordings, same samples.
+      skip_log: notes recordings that cannot be read.
+      on_progress: told how many clips are written.
+
+    Raises:
+      ValueError: too few recordings.
+    """
+    front_end = config.front_end_of(event)
+    sources = _sources(config, event, seed)
+    settings = {
+        "version": VERSION,
+        "event": event,
+        "seed": seed,
+        "clips": config.clips,
+        "front_end": front_end.to_dict(),
+        "sources": resume.digest(repr(sources)),
+    }
+    if runs.read_json(root / SETTINGS) != settings or not (root / TRUTH).exists():
+        rows = []
+        for split, count in zip(SPLITS, config.clips, strict=True):
+            made = _clips(event, seed, split, count, sources, front_end, skip_log)
+            for number, (waveform, found) in enumerate(made):
+                label = CLASSES[found is not None]
+                path = root / split / label / f"{number:04d}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, waveform, front_end.sample_rate, subtype="PCM_16")
+                place = dataclasses.astuple(found) if found else ("",) * 4
+                rows.append((path.relative_to(root).as_posix(), label, split, *place))
+                on_progress(1)
+        names = [field.name for field in dataclasses.fields(pointing.Event)]
+        with (root / TRUTH).open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([("path", "label", "split", *names), *rows])
+        runs.write_json(root / SETTINGS, settings)
+    return read(root)
+
+
+def read(root: Path) -> Corpus:
+    """What `make` wrote."""
+    clips: dict[str, list[data.Clip]] = {split: [] for split in SPLITS}
+    events: dict[str, pointing.Event] = {}
+    with (root / TRUTH).open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            path = str(root / row["path"])
+            clip = data.Clip(path=path, label=CLASSES.index(row["label"]), group=path)
+            clips[row["split"]].append(clip)
+            if row["start_s"]:
+                names = (field.name for field in dataclasses.fields(pointing.Event))
+                events[path] = pointing.Event(**{n: float(row[n]) for n in names})
+    return Corpus(splits=data.Splits(**clips), events=events)
+
+
+def _sources(
+    config: options.Config, event: plants.Name, seed: int
+) -> dict[str, list[list[Path]]]:
+    """Recordings to plant in and to plant, a list a split; empty for babble."""
+    if event == "sound":
+        assert config.sounds is not None
+        return {
+            kind: _split(
+                [f for name in names for f in _files(config.sounds / name)], seed
+            )
+            for kind, names in (("event", EVENTS), ("background", BACKGROUNDS))
+        }
+    if config.speech is None:
+        return {}
+    return {"background": _split(_files(config.speech), seed)}
+
+
+def _files(folder: Path) -> list[Path]:
+    found = [
+        p for p in sorted(folder.rglob("*")) if p.suffix[1:].lower() in data.endings()
+    ]
+    if not found:
+        raise ValueError(f"{folder} holds no sound file")
+    return found
+
+
+def _split(files: Sequence[Path], seed: int) -> list[list[Path]]:
+    """Seven tenths to train, and the rest in halves; takes of one source together."""
+    sources = sorted({_source(file) for file in files})
+    order = np.random.default_rng([seed, 1]).permutation(len(sources))
+    first, second = math.ceil(0.7 * len(sources)), math.ceil(0.85 * len(sources))
+    if second >= len(sources):
+        raise ValueError(
+            f"{files[0].parent}: {len(sources)} recordings are too few for three splits"
+        )
+    part_of = {
+        sources[s]: int(rank >= first) + int(rank >= second)
+        for rank, s in enumerate(order)
+    }
+    return [[f for f in files if part_of[_source(f)] == part] for part in range(3)]
+
+
+def _source(file: Path) -> str:
+    """ESC-10's FOLD-SOURCE-TAKE without the take; another name as it is."""
+    parts = file.stem.split("-")
+    return "-".join(parts[:2]) if len(parts) > 2 and parts[0].isdigit() else file.stem
+
+
+def _clips(
+    event: plants.Name,
+    seed: int,
+    split: str,
+    count: int,
+    sources: dict[str, list[list[Path]]],
+    front_end: frontend.FrontEnd,
+    skip_log: data.SkipLog,
+) -> Iterator[tuple[np.ndarray, pointing.Event | None]]:
+    """Clips in turns with an event and without."""
+    part, rate = SPLITS.index(split), front_end.sample_rate
+    centre = plants.centre_hz(np.random.default_rng([seed, 2]), rate)
+    voices = speech.speakers(8, [seed, 3])
+    loaded: dict[Path, np.ndarray] = {}
+
+    def recording(rng: np.random.Generator, kind: str) -> np.ndarray:
+        files = sources[kind][part]
+        for _ in range(100):
+            file = files[rng.integers(len(files))]
+            if file not in loaded:
+                try:
+                    loaded[file] = audio.load(file, rate).astype(np.float64)
+                except audio.AudioError as error:
+                    skip_log.add(error)
+                    continue
+            if np.any(loaded[file]):
+                return loaded[file]
+        raise ValueError(f"of {len(files)} recordings none in a hundred could be used")
+
+    def background(rng: np.random.Generator) -> np.ndarray:
+        """A clip's length: of a long recording a stretch, of short ones several."""
+        if not sources:
+            who = voices[rng.integers(len(voices))]
+            babble = speech.utterance(
+                rng, who, sample_rate=rate, duration_s=front_end.clip_s
+            )
+            return np.asarray(babble, np.float64)
+        pieces: list[np.ndarray] = []
+        while sum(map(len, pieces)) < front_end.num_samples:
+            pieces.append(recording(rng, "background"))
+        whole = np.concatenate(pieces)
+        start = rng.integers(len(whole) - front_end.num_samples + 1)
+        stretch = whole[start : start + front_end.num_samples]
+        return 0.5 * stretch / max(float(np.abs(stretch).max()), 1e-4)
+
+    for number in range(count):
+        rng = np.random.default_rng([seed, 4, part, number])
+        waveform = background(rng)
+        if event == "sound":
+            cut = plants.loudest(recording(rng, "event"), rate)
+            planted, found = plants.sound(rng, waveform, rate, cut)
+        else:
+            plant = {"burst": plants.burst, "band": plants.band, "click": plants.click}
+            planted, found = plant[event](rng, waveform, rate, centre)
+        # Clean clips too are turned down as if they had the event.
+        gain = min(1.0, 0.99 / float(np.abs(planted).max()))
+        yield (gain * planted, found) if number % 2 else (gain * waveform, None)
+
+
+def of(corpus: Corpus, clips: Sequence[data.Clip]) -> list[pointing.Event]:
+    """The events of planted clips."""
+    return [corpus.events[str(clip.path)] for clip in clips]
+
+
+def settings_of(root: Path) -> str:
+    """What a corpus was made from, as it stands beside it."""
+    return json.dumps(runs.read_json(root / SETTINGS), sort_keys=True)

@@ -1,0 +1,196 @@
+"""Where each method points, and whether the planted event is there.
+
+In come the feature maps of test clips with an event, the transform of each way to
+learn U, and the events' boxes; out come `pointing.Scores`, one a clip, by method and
+scheme. Everything that has a map is scored on it in one go, only LIME clip by clip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from apex_jax import (
+    attribution,
+    data,
+    disentangle,
+    evidence,
+    pointing,
+    progress,
+    schemes,
+    settings,
+)
+from apex_jax import classifier as classifier_lib
+from apex_jax import explainer as explainer_lib
+
+NUM_CHANNELS = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pointing:
+    """Where a method's top channels lie, and what share of the evidence they carry.
+
+    Attributes:
+      locations: `[clip, top, 2]`, the largest contribution first.
+      share: of the positive evidence that the first channel and that all `top` carry,
+        `[clip, 2]`.
+    """
+
+    locations: np.ndarray
+    share: np.ndarray
+
+
+@functools.partial(jax.jit, static_argnames=("scheme", "num"))
+def _channels(
+    transform: disentangle.Transform,
+    head: classifier_lib.LinearHead,
+    maps: Float[Array, "clip freq time chan"],
+    target: Int[Array, ""],
+    *,
+    scheme: schemes.Scheme,
+    num: int,
+) -> tuple[Int[Array, "clip top 2"], Float[Array, "clip 2"]]:
+    def one(feature_map):
+        views = schemes.views(feature_map, keep_cells=True)
+        pooled = transform(classifier_lib.pool(feature_map))
+        share = jax.nn.relu(evidence.contributions(head, pooled, target))
+        largest, top = jax.lax.top_k(share, num)
+        locations = jax.vmap(
+            lambda k: schemes.locate(scheme, views, transform.matrix[k])
+        )(top)
+        total = jnp.maximum(jnp.sum(share), jnp.finfo(share.dtype).tiny)
+        return locations, jnp.stack([largest[0], jnp.sum(largest)]) / total
+
+    return jax.lax.map(one, maps, batch_size=16)
+
+
+def channels(
+    transform: disentangle.Transform,
+    classifier: classifier_lib.Classifier,
+    maps: Float[np.ndarray, "clip freq time chan"],
+    target: int,
+    scheme: schemes.Scheme,
+    *,
+    kind: settings.Evidence,
+    num: int = NUM_CHANNELS,
+) -> Pointing:
+    """Of the channels under U that contribute most; under the identity the raw ones."""
+    head = evidence.head_of(
+        transform.compensate(classifier.head), classifier.activation, kind
+    )
+    locations, share = _channels(
+        transform, head, maps, jnp.int32(target), scheme=scheme, num=num
+    )
+    return Pointing(locations=np.asarray(locations), share=np.asarray(share))
+
+
+@functools.partial(jax.jit, static_argnames=("scheme",))
+def _hottest(
+    cells: Float[Array, "clip freq time"], *, scheme: schemes.Scheme
+) -> Int[Array, "clip 2"]:
+    def one(heat):
+        views = schemes.views(heat[:, :, None], keep_cells=True)
+        return schemes.locate(scheme, views, jnp.ones(1))
+
+    return jax.vmap(one)(cells)
+
+
+def cam(
+    head: classifier_lib.LinearHead,
+    maps: Float[np.ndarray, "clip freq time chan"],
+    target: int,
+    scheme: schemes.Scheme,
+) -> np.ndarray:
+    """Of all channels summed, `W[c] Z` (Zhou et al., 2016), `[clip, 2]`."""
+    cells = np.asarray(maps) @ np.asarray(head.weight)[target]
+    return np.asarray(_hottest(jnp.asarray(cells), scheme=scheme))
+
+
+def grad_cam(
+    head: classifier_lib.LinearHead,
+    maps: Float[np.ndarray, "clip freq time chan"],
+    target: int,
+    scheme: schemes.Scheme,
+) -> np.ndarray:
+    """Of Grad-CAM's heat, which leaves out what speaks against, `[clip, 2]`."""
+    cells, _ = jax.jit(jax.vmap(attribution.grad_cam_cells, in_axes=(None, 0, None)))(
+        head, jnp.asarray(maps), jnp.int32(target)
+    )
+    return np.asarray(_hottest(cells, scheme=scheme))
+
+
+def lime(
+    explainer: explainer_lib.Explainer,
+    clips: Sequence[data.Clip],
+    target: int,
+    *,
+    seed: int,
+    num_samples: int,
+    on_progress: progress.OnProgress,
+) -> dict[schemes.Scheme, np.ndarray]:
+    """Of LIME's heat, from one heatmap a clip for all schemes, `[clip, 2]` each."""
+    grid, heats = explainer.grid(), []
+    for clip in clips:
+        found = attribution.lime(
+            explainer,
+            clip.path,
+            offset_s=clip.offset_s,
+            target=target,
+            seed=seed,
+            num_samples=num_samples,
+        )
+        heats.append(
+            attribution.cell_means(jnp.asarray(found.channels[0].heatmap), grid)
+        )
+        on_progress(1)
+    cells = jnp.stack(heats)
+    return {s: np.asarray(_hottest(cells, scheme=s)) for s in schemes.SCHEMES}
+
+
+def random(
+    grid: schemes.Grid, scheme: schemes.Scheme, boxes: Float[np.ndarray, "clip 4"]
+) -> dict[str, np.ndarray]:
+    """What a region drawn among all of a scheme scores on average, exactly."""
+    locations = pointing.everywhere(grid, scheme)
+    found = pointing.score(
+        grid,
+        scheme,
+        np.broadcast_to(locations[:, None], (len(locations), len(boxes), 2)),
+        np.broadcast_to(boxes, (len(locations), *boxes.shape)),
+    )
+    return {name: values.mean(axis=0) for name, values in _plain(found).items()}
+
+
+def scored(
+    grid: schemes.Grid,
+    scheme: schemes.Scheme,
+    locations: Int[np.ndarray, "clip *top 2"],
+    boxes: Float[np.ndarray, "clip 4"],
+) -> dict[str, np.ndarray]:
+    """Hits and overlap of each clip, `[clip]`; of several channels also of the best.
+
+    The best of the top channels is, axis by axis, whether any of them hits, and the
+    largest overlap.
+    """
+    if locations.ndim == 2:
+        return _plain(pointing.score(grid, scheme, locations, boxes))
+    several = np.broadcast_to(boxes[:, None], (*locations.shape[:2], boxes.shape[-1]))
+    found = _plain(pointing.score(grid, scheme, locations, several))
+    first = {name: values[:, 0] for name, values in found.items()}
+    best = {f"{name}, best": values.max(axis=1) for name, values in found.items()}
+    return first | best
+
+
+def _plain(found: pointing.Scores) -> dict[str, np.ndarray]:
+    return {
+        "frequency": found.frequency.astype(float),
+        "time": found.time.astype(float),
+        "both": found.both.astype(float),
+        "iou": found.iou,
+    }
