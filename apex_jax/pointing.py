@@ -30,10 +30,10 @@ class Event:
       high_hz: upper edge; infinity for one without.
     """
 
-    start_s: float = 0.0
-    end_s: float = np.inf
-    low_hz: float = 0.0
-    high_hz: float = np.inf
+    start_s: frontend.Real = 0.0
+    end_s: frontend.Real = np.inf
+    low_hz: frontend.Real = 0.0
+    high_hz: frontend.Real = np.inf
 
     def __post_init__(self) -> None:
         for low, high, unit in (
@@ -46,33 +46,28 @@ class Event:
                     f"{low:g} to {high:g} {unit}"
                 )
 
-    @property
-    def everywhere(self) -> tuple[bool, bool]:
-        """Whether it fills its clips along frequency, and along time."""
-        return (
-            self.low_hz == 0 and self.high_hz == np.inf,
-            self.start_s == 0 and self.end_s == np.inf,
-        )
-
     def box(self, front_end: frontend.FrontEnd) -> schemes.Box:
         """In pixels of the spectrogram, as far as it lies inside.
 
         Raises:
           ValueError: it lies outside of the spectrogram.
         """
-        rows, frames = front_end.shape
         found = (
-            front_end.hz_to_row(np.array([self.low_hz, self.high_hz])) + 0.5,
-            front_end.s_to_frame(np.array([self.start_s, self.end_s])) + 0.5,
+            front_end.hz_to_row(np.array([self.low_hz, self.high_hz])),
+            front_end.s_to_frame(np.array([self.start_s, self.end_s])),
         )
-        edges = [
-            np.clip(pair, 0, size)
-            for pair, size in zip(found, (rows, frames), strict=True)
-        ]
+        edges = []
+        for (low, high), start, size in zip(
+            found, (self.low_hz, self.start_s), front_end.shape, strict=True
+        ):
+            # A row's or frame's edge is half of one from its centre; what has no
+            # beginning begins at the spectrogram's.
+            low, high = np.clip([low + 0.5 if start else 0.0, high + 0.5], 0, size)
+            edges.append((float(low), float(high)))
         if any(low >= high for low, high in edges):
             raise ValueError(f"{self} lies outside of a spectrogram of {front_end}")
-        (low, high), (start, end) = (pair.tolist() for pair in edges)
-        return schemes.Box(rows=(low, high), frames=(start, end))
+        rows, frames = edges
+        return schemes.Box(rows=rows, frames=frames)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

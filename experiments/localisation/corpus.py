@@ -75,7 +75,7 @@ def make(
         "version": VERSION,
         "event": event,
         "seed": seed,
-        "clips": config.clips,
+        "clips": list(config.clips),
         "front_end": front_end.to_dict(),
         "sources": resume.digest(repr(sources)),
     }

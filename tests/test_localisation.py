@@ -1,0 +1,251 @@
+"""Planted events are where they are said to be, and scores are of who points there."""
+
+import dataclasses
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+
+from apex_jax import classifier as classifier_lib
+from apex_jax import data, disentangle, schemes
+from experiments.localisation import corpus, options, plants, run, scoring, tables
+
+RATE = 8000
+CHAN = 6
+GRID = schemes.Grid(map_shape=(4, 8), input_shape=(64, 128), cell=(16.0, 16.0))
+
+
+@pytest.mark.parametrize("name", ["burst", "band", "click"])
+def test_what_is_planted_is_where_it_is_said_to_be(name, rng):
+    """Nine tenths of what was added lie in the box, give or take the edges' width."""
+    waveform = 0.1 * rng.normal(size=RATE)
+    planted, event = getattr(plants, name)(rng, waveform, RATE, 1500.0)
+    added = planted - waveform
+    outside = np.ones(RATE, bool)
+    end = RATE if event.end_s == np.inf else round(event.end_s * RATE)
+    outside[round(event.start_s * RATE) : end] = False
+    assert not np.any(added[outside])
+    power = np.abs(np.fft.rfft(added)) ** 2
+    hz = np.fft.rfftfreq(RATE, 1 / RATE)
+    inside = (hz >= event.low_hz - 20) & (hz <= event.high_hz + 20)
+    assert power[inside].sum() > 0.9 * power.sum()
+
+
+def test_a_real_sounds_band_is_where_its_energy_is(rng):
+    at = np.arange(RATE // 4) / RATE
+    tone = np.sin(2 * np.pi * 1000 * at) + np.sin(2 * np.pi * 1400 * at)
+    planted, event = plants.sound(rng, 0.05 * rng.normal(size=RATE), RATE, tone)
+    assert event.low_hz == pytest.approx(1000, abs=20)
+    assert event.high_hz == pytest.approx(1400, abs=20)
+    assert event.end_s - event.start_s == pytest.approx(0.25)
+    assert len(planted) == RATE
+
+
+def test_the_loudest_moment_of_a_recording(rng):
+    recording = 0.01 * rng.normal(size=2 * RATE)
+    recording[9000:11000] += rng.normal(size=2000)
+    cut = plants.loudest(recording, RATE)
+    assert 2000 <= len(cut) <= 2000 + 0.1 * RATE
+    assert len(plants.loudest(rng.normal(size=5 * RATE), RATE, most_s=0.5)) <= 4000
+    whole = rng.normal(size=100)
+    np.testing.assert_array_equal(plants.loudest(whole, RATE), whole)
+
+
+@pytest.fixture
+def speech(tmp_path, rng):
+    for number in range(8):
+        path = tmp_path / "speech" / f"{number}_someone_{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, 0.1 * rng.normal(size=3000), RATE)
+    return tmp_path / "speech"
+
+
+def config_of(**more):
+    return options.Config(events=("burst",), clips=(6, 4, 4), **more)
+
+
+def test_a_corpus_is_made_once_and_the_same_again(tmp_path, speech):
+    config = config_of(speech=speech)
+
+    def make(folder, seed=0):
+        told = []
+        made = corpus.make(
+            folder,
+            config,
+            "burst",
+            seed,
+            skip_log=data.SkipLog(),
+            on_progress=told.append,
+        )
+        samples = [soundfile.read(c.path)[0] for c in made.splits.train]
+        return made, samples, sum(told)
+
+    made, samples, count = make(tmp_path / "one")
+    assert count == 14
+    labels = [clip.label for clip in made.splits.train]
+    assert labels == [0, 1, 0, 1, 0, 1]
+    assert [len(p) for p in (made.splits.validation, made.splits.test)] == [4, 4]
+    events = corpus.of(made, [c for c in made.splits.test if c.label])
+    assert all(e.end_s - e.start_s == pytest.approx(plants.BURST_S) for e in events)
+    assert len({e.low_hz for e in events}) == 1  # one band a corpus
+    assert len({e.start_s for e in events}) == len(events)
+
+    again, _, count = make(tmp_path / "one")
+    assert (again, count) == (made, 0)
+    _, other, _ = make(tmp_path / "two")
+    np.testing.assert_array_equal(samples, other)
+    _, other, _ = make(tmp_path / "three", seed=1)
+    assert not np.array_equal(samples, other)
+
+
+def test_no_recording_is_in_two_splits(speech):
+    parts = corpus._sources(config_of(speech=speech), "burst", 0)["background"]
+    names = [{path.name for path in part} for part in parts]
+    assert sum(map(len, names)) == len(set.union(*names)) == 8
+    assert all(names)
+    few = [Path("1-100-A.wav"), Path("1-100-B.wav"), Path("2-7-A.wav")]
+    with pytest.raises(ValueError, match="2 recordings are too few"):
+        corpus._split(few, 0)  # takes of a source are one recording
+
+
+def test_babble_where_no_speech_is_given(tmp_path):
+    made = corpus.make(
+        tmp_path, config_of(), "burst", 0, skip_log=data.SkipLog(strict=True)
+    )
+    waveform, rate = soundfile.read(made.splits.train[0].path)
+    assert (len(waveform), rate) == (options.SPEECH.num_samples, RATE)
+    assert np.abs(waveform).max() > 0.1
+
+
+def maps_with_a_plant(rng, places):
+    """Channel 2 is the plant; the others are noise with no bearing on the class."""
+    maps = 0.1 * np.abs(rng.normal(size=(len(places), 4, 8, CHAN)))
+    for feature_map, (row, column) in zip(maps, places, strict=True):
+        feature_map[row, column, 2] = 5.0
+    head = classifier_lib.LinearHead(
+        weight=np.array([[0.1] * CHAN, [0.1, 0.1, 3.0, 0.1, 0.1, 0.1]], np.float32),
+        bias=np.zeros(2, np.float32),
+    )
+    return maps.astype(np.float32), head
+
+
+PLACES = [(0, 1), (3, 7), (2, 4), (1, 0), (3, 2)]
+
+
+def boxes_of(places):
+    return np.array(
+        [(16 * r, 16 * r + 16, 16 * c, 16 * c + 16) for r, c in places], float
+    )
+
+
+@pytest.mark.parametrize("kind", ["plain", "contrastive"])
+@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+def test_a_channel_that_is_the_plant_points_at_it(scheme, kind, rng):
+    maps, head = maps_with_a_plant(rng, PLACES)
+    classifier = classifier_lib.of_maps(head, corpus.CLASSES)
+    found = scoring.channels(
+        disentangle.identity(CHAN), classifier, jnp.asarray(maps), 1, scheme, kind=kind
+    )
+    scores = scoring.scored(GRID, scheme, found.locations, boxes_of(PLACES))
+    assert scores["both"].tolist() == [1] * len(PLACES)
+    assert (scores["iou"] == 1).all() == (scheme == "square")
+    pooled = maps.mean(axis=(1, 2))
+    weight = head.weight[1] - (head.weight[0] if kind == "contrastive" else 0)
+    evidence = weight * pooled
+    np.testing.assert_allclose(
+        found.share[:, 0], evidence[:, 2] / evidence.sum(axis=1), rtol=1e-4
+    )
+    assert (found.share[:, 1] >= found.share[:, 0] - 1e-6).all()
+
+
+def test_a_channel_that_is_noise_points_as_chance_does(rng):
+    places = [tuple(p) for p in rng.integers([4, 8], size=(600, 2))]
+    maps, _ = maps_with_a_plant(rng, places)
+    head = classifier_lib.LinearHead(  # the class hangs on channel 4, which is noise
+        weight=np.eye(CHAN, dtype=np.float32)[[0, 4]], bias=np.zeros(2, np.float32)
+    )
+    classifier = classifier_lib.of_maps(head, corpus.CLASSES)
+    boxes = boxes_of(places)
+    for scheme in schemes.SCHEMES:
+        found = scoring.channels(
+            disentangle.identity(CHAN),
+            classifier,
+            jnp.asarray(maps),
+            1,
+            scheme,
+            kind="plain",
+        )
+        hits = scoring.scored(GRID, scheme, found.locations, boxes)
+        chance = scoring.random(GRID, scheme, boxes)
+        for name in ("frequency", "time", "both", "iou"):
+            assert hits[name].mean() == pytest.approx(chance[name].mean(), abs=0.07)
+    assert scoring.random(GRID, "square", boxes)["both"] == pytest.approx(1 / 32)
+    assert scoring.random(GRID, "frequency", boxes)["frequency"] == pytest.approx(1 / 4)
+
+
+def test_cam_and_grad_cam_point_at_what_the_head_weighs(rng):
+    maps, head = maps_with_a_plant(rng, PLACES)
+    for where in (scoring.cam, scoring.grad_cam):
+        found = where(head, maps, 1, "square")
+        assert [tuple(p) for p in found.tolist()] == PLACES
+
+
+def test_the_best_of_several_channels(rng):
+    boxes = boxes_of([(1, 2), (1, 2)])
+    locations = np.array([[[0, 0], [1, 2]], [[0, 2], [1, 5]]])
+    scores = scoring.scored(GRID, "square", locations, boxes)
+    assert scores["both"].tolist() == [0, 0]
+    # Of the second clip one channel hits in time, another in frequency, none in both.
+    assert scores["both, best"].tolist() == [1, 0]
+    assert scores["time, best"].tolist() == [1, 1]
+    assert scores["frequency, best"].tolist() == [1, 1]
+    assert scores["iou, best"].tolist() == [1, 0]
+
+
+def test_the_interval_of_a_known_mean(rng):
+    values = [rng.integers(0, 2, size=400) for _ in range(3)]
+    mean, low, high = tables.interval(values)
+    assert mean == pytest.approx(np.mean([v.mean() for v in values]))
+    width = np.sqrt(np.var(np.concatenate(values)) / 1200)
+    assert mean - 6 * width < low < mean - width
+    assert mean + width < high < mean + 6 * width
+    assert tables.interval([[1.0] * 5]) == (1, 1, 1)
+    # Seeds that disagree make it wide, however many clips there are.
+    _, low, high = tables.interval([np.zeros(1000), np.ones(1000)])
+    assert (low, high) == (0, 1)
+
+
+@pytest.mark.slow
+def test_the_experiment_from_babble_to_tables(tmp_path, capsys):
+    config = options.Config(
+        events=("burst",),
+        clips=(48, 8, 16),
+        seeds=1,
+        variants=("paper", "whitened"),
+        lime_clips=1,
+        lime_samples=8,
+        output_dir=tmp_path / "run",
+        train=dataclasses.replace(options.Config().train, epochs=10),
+        optimise=dataclasses.replace(
+            options.Config().optimise, epochs=2, prototypes_start=2, prototypes_end=1
+        ),
+    )
+    results = run.main(config)
+    rows = results["events"]["burst"]["rows"]
+    assert {row["method"] for row in rows} == {
+        "random", "CAM", "Grad-CAM", "raw channels", "paper", "whitened", "LIME"
+    }  # fmt: skip
+    assert "### burst: square scheme" in (tmp_path / "run/localisation.md").read_text()
+    capsys.readouterr()
+    again = run.main(config)
+    assert "finished before" in capsys.readouterr().out
+    assert again["events"] == results["events"]
+
+
+def test_what_cannot_work():
+    with pytest.raises(ValueError, match="--events sound takes --sounds DIR"):
+        options.Config(events=("sound",)).check()
+    with pytest.raises(ValueError, match="--clips must be at least 2 each"):
+        options.Config(clips=(6, 1, 4)).check()
