@@ -52,9 +52,11 @@ class Event:
         Raises:
           ValueError: it lies outside of the spectrogram.
         """
-        found = (
-            front_end.hz_to_row(np.array([self.low_hz, self.high_hz])),
-            front_end.s_to_frame(np.array([self.start_s, self.end_s])),
+        found = np.stack(
+            [
+                front_end.hz_to_row(np.array([self.low_hz, self.high_hz])),
+                front_end.s_to_frame(np.array([self.start_s, self.end_s])),
+            ]
         )
         edges = []
         for (low, high), start, size in zip(
@@ -62,8 +64,9 @@ class Event:
         ):
             # A row's or frame's edge is half of one from its centre; what has no
             # beginning begins at the spectrogram's.
-            low, high = np.clip([low + 0.5 if start else 0.0, high + 0.5], 0, size)
-            edges.append((float(low), float(high)))
+            begin = low + 0.5 if start else 0.0
+            inside = np.clip([begin, high + 0.5], 0, size)
+            edges.append((float(inside[0]), float(inside[1])))
         if any(low >= high for low, high in edges):
             raise ValueError(f"{self} lies outside of a spectrogram of {front_end}")
         rows, frames = edges

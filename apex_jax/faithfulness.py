@@ -1,0 +1,204 @@
+"""Does the network hang on what an explanation points at? Insertion and deletion.
+
+In come a clip and the heat of an explanation; out come the class's probability while
+the hottest pixels are silenced first, and while they are the first to be heard, with
+the area below each curve (Petsiuk et al., "RISE", 2018). A good explanation has a small
+deletion area and a large insertion area; what is good is said by comparison, with other
+explanations of the same clip and with heat at random.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from apex_jax import audio, disentangle, look, masking, schemes
+from apex_jax import classifier as classifier_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Probability of a class while a clip is silenced, and while it comes back.
+
+    Attributes:
+      share: of the pixels that are silenced, or heard, from 0 to 1, `[step]`.
+      deletion: probability with the hottest `share` silenced, `[step]`.
+      insertion: probability with the hottest `share` heard alone, `[step]`.
+    """
+
+    share: np.ndarray
+    deletion: np.ndarray
+    insertion: np.ndarray
+
+    @property
+    def deletion_area(self) -> float:
+        """Below the curve, in [0, 1]; small where what was hot mattered."""
+        return float(np.trapezoid(self.deletion, self.share))
+
+    @property
+    def insertion_area(self) -> float:
+        """Below the curve, in [0, 1]; large where what was hot is enough."""
+        return float(np.trapezoid(self.insertion, self.share))
+
+
+def curves(
+    classifier: classifier_lib.Classifier,
+    front_end: audio.FrontEnd,
+    spectrogram: Float[np.ndarray, "freq time"],
+    heat: Float[np.ndarray, "rows frames"],
+    target: int,
+    *,
+    steps: int = 16,
+    chunk_size: int = 8,
+) -> Curves:
+    """Insertion and deletion of one clip by one heat.
+
+    Pixels of equal heat go together in as much as a step allows: earlier rows and
+    frames first, low frequencies before high ones.
+
+    Args:
+      classifier: the untouched network.
+      front_end: tells what silence is in the spectrogram's units.
+      spectrogram: of the clip.
+      heat: where the explanation points, larger is more; any scale.
+      target: the class whose probability is watched.
+      steps: parts that the pixels are taken in, equally large but for one pixel.
+      chunk_size: spectrograms in the network at a time.
+
+    Raises:
+      ValueError: heat of another shape or not finite, or fewer than one step.
+    """
+    if heat.shape != spectrogram.shape or not np.isfinite(heat).all():
+        raise ValueError(
+            f"heat must be finite and of the spectrogram's shape {spectrogram.shape}; "
+            f"got {heat.shape}"
+        )
+    if not 1 <= steps <= heat.size:
+        raise ValueError(f"steps must be between 1 and {heat.size}; got {steps}")
+    rank = np.empty(heat.size, int)
+    rank[np.argsort(-heat.ravel(), kind="stable")] = np.arange(heat.size)
+    counts = np.round(np.linspace(0, heat.size, steps + 1)).astype(int)
+    hottest = (rank[None] < counts[:, None]).reshape(-1, *heat.shape)
+    masks = np.concatenate([hottest, ~hottest]).astype(np.float32)
+    probability: list[float] = []
+    for first in range(0, len(masks), chunk_size):
+        chunk = masks[first : first + chunk_size]
+        left = masking.attenuate(
+            front_end,
+            jnp.broadcast_to(jnp.asarray(spectrogram), chunk.shape),
+            jnp.asarray(chunk),
+        )
+        _, logits = look.run(classifier, list(np.asarray(left)), chunk_size)
+        found = classifier_lib.probabilities(logits, classifier.activation)
+        probability += found[: len(chunk), target].tolist()
+    deletion, insertion = np.split(np.array(probability), 2)
+    return Curves(share=counts / heat.size, deletion=deletion, insertion=insertion)
+
+
+def region_heat(
+    transform: disentangle.Transform,
+    scheme: schemes.Scheme,
+    views: schemes.Views,
+    channel: int,
+    grid: schemes.Grid,
+) -> Float[np.ndarray, "freq time"]:
+    """A channel's regions by rank, as heat on the spectrogram, `[F_in, T_in]`.
+
+    The hottest region is the one that the scheme locates, the next its second choice,
+    and so on: cells by `Zhat_k`, columns and rows by their averages; of
+    time-frequency a pixel has the rank of its column or of its row, whichever is
+    higher.
+
+    Args:
+      transform: U, mu.
+      scheme: where regions lie.
+      views: of the clip.
+      channel: k.
+      grid: how the map lies on the spectrogram.
+    """
+
+    def ranked(table: np.ndarray | jax.Array) -> np.ndarray:
+        """1 for the first choice, falling to nearly 0; ties as `schemes.locate`."""
+        scores = np.asarray(
+            jnp.matmul(
+                jnp.asarray(table), transform.matrix[channel], precision="highest"
+            )
+        ).ravel()
+        rank = np.empty(scores.size)
+        rank[np.argsort(-scores, kind="stable")] = np.arange(scores.size)
+        return 1 - rank / scores.size
+
+    rows, columns = grid.map_shape
+    shape = (rows, columns)
+    match scheme:
+        case "square":
+            (cells,) = schemes.candidates(scheme, views)
+            heat = ranked(cells).reshape(shape)
+        case "time":
+            heat = np.broadcast_to(ranked(views.columns)[None], shape)
+        case "frequency":
+            heat = np.broadcast_to(ranked(views.rows)[:, None], shape)
+        case "time_frequency":
+            heat = np.maximum(ranked(views.columns)[None], ranked(views.rows)[:, None])
+        case _:
+            raise ValueError(f"scheme must be one of the four; got {scheme!r}")
+    return _nearest(heat, grid)
+
+
+def random_heat(key: jax.Array, grid: schemes.Grid) -> Float[np.ndarray, "freq time"]:
+    """Cells in random order: what an explanation has to beat, `[F_in, T_in]`."""
+    order = jax.random.permutation(key, np.prod(grid.map_shape).item())
+    return _nearest(np.asarray(order, float).reshape(grid.map_shape) + 1, grid)
+
+
+def _nearest(
+    cells: Float[np.ndarray, "map_freq map_time"], grid: schemes.Grid
+) -> Float[np.ndarray, "freq time"]:
+    """A pixel has its cell's value; beyond the last cell 0."""
+    heat = np.zeros(grid.input_shape)
+    index = [
+        ((np.arange(size) + 0.5) // step).astype(int)
+        for size, step in zip(grid.input_shape, grid.cell, strict=True)
+    ]
+    inside = [np.flatnonzero(i < n) for i, n in zip(index, grid.map_shape, strict=True)]
+    picked = np.ix_(index[0][inside[0]], index[1][inside[1]])
+    heat[np.ix_(*inside)] = cells[picked]
+    return heat
+
+
+def paired_p(
+    better: Float[Array | np.ndarray, " clip"],
+    worse: Float[Array | np.ndarray, " clip"],
+    *,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> float:
+    """One-sided p of "`better` is no larger than `worse`", clip by clip.
+
+    Signs of the differences are turned at random (`scipy.stats.permutation_test`).
+
+    Args:
+      better: a number a clip, say insertion areas by APEX.
+      worse: of the same clips, say those by random heat.
+      resamples: how many times.
+      seed: of the signs.
+    """
+    import scipy.stats
+
+    def mean_difference(x, y, axis):
+        return np.mean(x - y, axis=axis)
+
+    found = scipy.stats.permutation_test(
+        (np.asarray(better, float), np.asarray(worse, float)),
+        mean_difference,
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=resamples,
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
