@@ -13,6 +13,7 @@ from apex_jax import (
     checkpoint,
     data,
     disentangle,
+    explain,
     hosts,
     pointing,
     progress,
@@ -24,7 +25,7 @@ from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 from experiments import methods
 from experiments.localisation import corpus as corpus_lib
-from experiments.localisation import options, scoring, tables, variants
+from experiments.localisation import options, scoring, tables, trust, variants
 
 PLANTED = corpus_lib.CLASSES.index("planted")
 LEAST_ACCURACY = 0.95
@@ -193,7 +194,8 @@ def _score(
             scores |= {"share": where.share[:, 0], "share, best": where.share[:, 1]}
             add(name, scheme, scores, evidence=kind)
 
-    explainer = None
+    fitting: dict[str, explain.Explainer] = {}
+    best_scheme, _ = tables.FITS[folder.parent.name]
     for scheme in schemes.SCHEMES:
         add("random", scheme, scoring.random(grid, scheme, boxes))
         head = classifier.head
@@ -219,6 +221,8 @@ def _score(
                 trained_on=f"clips, half of them with a planted {folder.parent.name}",
             )
             explainer = fitted.explainer
+            if scheme == best_scheme:
+                fitting[variant] = explainer
             point(variant, scheme, explainer.transform)
             learned.append(
                 {
@@ -232,11 +236,11 @@ def _score(
                     **own.to_dict(),
                 }
             )
-    if config.lime_clips and explainer is not None:
+    if config.lime_clips:
         some = clips[: config.lime_clips]
         with stages("LIME"), progress.bar("LIME", len(some), "clip") as on_progress:
             heats = scoring.lime(
-                explainer,
+                next(iter(fitting.values())),
                 some,
                 PLANTED,
                 seed=config.seed,
@@ -249,4 +253,23 @@ def _score(
                 scheme,
                 scoring.scored(grid, scheme, where, boxes[: len(some)]),
             )
-    return {"rows": rows, "learned": learned}
+    some = clips[: config.faithful_clips]
+    with (
+        stages("faithfulness"),
+        progress.bar("faithfulness", len(some), "clip") as on_progress,
+    ):
+        faithful = trust.faithful(
+            fitting,
+            some,
+            PLANTED,
+            seed=config.seed,
+            steps=config.curve_steps,
+            on_progress=on_progress,
+        )
+    cached = methods.features(folder / "cache", problem, config, model, best_scheme)
+    return {
+        "rows": rows,
+        "learned": learned,
+        "faithful": faithful,
+        "consistent": trust.consistent(fitting, cached),
+    }

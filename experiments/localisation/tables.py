@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from apex_jax import schemes
+from apex_jax import faithfulness, schemes
 
 # The scheme that an event is made for, and the axes along which it has a place.
 FITS: dict[str, tuple[schemes.Scheme, str]] = {
@@ -93,7 +93,43 @@ def summary(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "clips": [part["clips"] for part in parts],
         "rows": rows,
         "learned": learned,
+        "faithful": _faithful([part["faithful"] for part in parts]),
+        "consistent": _consistent([part["consistent"] for part in parts]),
     }
+
+
+def _faithful(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Areas over all clips, and whether they beat those of random heat."""
+    if not parts[0]:
+        return []
+    by_chance = next(i for i, row in enumerate(parts[0]) if row["method"] == "random")
+    found = []
+    for index, row in enumerate(parts[0]):
+        own: dict[str, Any] = {"method": row["method"], "heat": row["heat"]}
+        for name, sign in (("deletion", -1), ("insertion", 1)):
+            values = [part[index][name] for part in parts]
+            chance = [part[by_chance][name] for part in parts]
+            own[name] = interval(values)
+            if index != by_chance:
+                own[f"{name} p"] = faithfulness.paired_p(
+                    sign * np.concatenate(values), sign * np.concatenate(chance)
+                )
+        found.append(own)
+    return found
+
+
+def _consistent(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Mean over channels and seeds."""
+    return [
+        {
+            "method": row["method"],
+            **{
+                kind: float(np.nanmean([part[index][kind] for part in parts]))
+                for kind in ("same_class", "time", "frequency", "chance")
+            },
+        }
+        for index, row in enumerate(parts[0])
+    ]
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -109,56 +145,104 @@ def _cell(found: Interval | None) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """A table an event: the scheme that fits it in full, the others in short."""
+    """Tables of each event, those of the scheme that fits it in full."""
     parts = []
     for event, found in results["events"].items():
         scheme, axis = found["fits"]
         accuracy = ", ".join(f"{a:.3f}" for a in found["accuracy"])
-        parts.append(
-            f"### {event}: {_words(scheme)} scheme\n\nTest accuracy {accuracy}; "
-            f"{sum(found['clips'])} clips with the event found.\n"
-        )
-        lines = [
-            "| method | hit | best of 4 | overlap | evidence of the top | of 4 |",
-            "| --- | --- | --- | --- | --- | --- |",
+        parts += [
+            f"### {event}: {_words(scheme)} scheme",
+            f"Test accuracy {accuracy}; {sum(found['clips'])} clips with the event "
+            "found. Means over seeds, 95 % bootstrap intervals over seeds and clips.",
+            _hits(found["rows"], scheme, axis),
+            "Hits by scheme, along the axes that both have:",
+            _by_scheme(found["rows"], axis),
+            "How U was learned:",
+            _learned(found["learned"]),
+            *_areas(found["faithful"]),
+            f"Prototypes of a channel, {_words(scheme)} scheme, mean over channels:",
+            _alike(found["consistent"]),
         ]
-        for row in found["rows"]:
-            if row["scheme"] != scheme:
-                continue
-            s = row["scores"]
-            cells = [s.get(n) for n in (axis, f"{axis}, best", "iou")]
-            cells += [s.get("share"), s.get("share, best")]
-            lines.append(f"| {_name(row)} | " + " | ".join(map(_cell, cells)) + " |")
-        parts.append("\n".join(lines) + "\n")
-        lines = [
-            "| method | " + " | ".join(_words(s) for s in schemes.SCHEMES) + " |",
-            "| --- |" + " --- |" * len(schemes.SCHEMES),
-        ]
-        by_name: dict[str, dict[str, Any]] = {}
-        for row in found["rows"]:
-            by_name.setdefault(_name(row), {})[row["scheme"]] = row["scores"]
-        for name, scores in by_name.items():
-            cells = []
-            for other in schemes.SCHEMES:
-                own = _axis(other, axis)
-                cells.append(f"{scores[other][own][0]:.2f}" if own else "")
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        parts.append("Hits by scheme, along the axes that both have:\n")
-        parts.append("\n".join(lines) + "\n")
-        lines = [
-            "| U learned | scheme | purity | cond(U) | largest logit error | changed |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
-        for row in found["learned"]:
-            before, after = row["purity"]
-            condition = ", ".join(f"{c:.0f}" for c in row["condition_number"])
-            lines.append(
-                f"| {row['variant']} | {_words(row['scheme'])} | {before:.3f} to "
-                f"{after:.3f} | {condition} | {row['max_abs_logit_error']:.1e} | "
-                f"{row['changed_predictions']} |"
-            )
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(header: str, rows: Sequence[Sequence[str]]) -> str:
+    """Markdown; columns of the header are separated by bars."""
+    lines = [f"| {header} |", "| --- |" + " --- |" * header.count("|")]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _hits(rows: Sequence[dict[str, Any]], scheme: str, axis: str) -> str:
+    names = (axis, f"{axis}, best", "iou", "share", "share, best")
+    return _table(
+        "method | hit | best of 4 | overlap | evidence of the top | of 4",
+        [
+            [_name(row), *(_cell(row["scores"].get(name)) for name in names)]
+            for row in rows
+            if row["scheme"] == scheme
+        ],
+    )
+
+
+def _by_scheme(rows: Sequence[dict[str, Any]], axis: str) -> str:
+    by_name: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        by_name.setdefault(_name(row), {})[row["scheme"]] = row["scores"]
+    lines = []
+    for name, scores in by_name.items():
+        own = [(scheme, _axis(scheme, axis)) for scheme in schemes.SCHEMES]
+        lines.append([name, *(f"{scores[s][a][0]:.2f}" if a else "" for s, a in own)])
+    return _table("method | " + " | ".join(map(_words, schemes.SCHEMES)), lines)
+
+
+def _learned(rows: Sequence[dict[str, Any]]) -> str:
+    return _table(
+        "U learned | scheme | purity | cond(U) | largest logit error | changed",
+        [
+            [
+                row["variant"],
+                _words(row["scheme"]),
+                " to ".join(f"{p:.3f}" for p in row["purity"]),
+                ", ".join(f"{c:.0f}" for c in row["condition_number"]),
+                f"{row['max_abs_logit_error']:.1e}",
+                str(row["changed_predictions"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _areas(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Nothing where no clip was silenced step by step."""
+    if not rows:
+        return []
+    lines = []
+    for row in rows:
+        cells = [row["method"], row["heat"]]
+        for name in ("deletion", "insertion"):
+            p = row.get(f"{name} p")
+            cells += [_cell(row[name]), "" if p is None else f"{p:.3f}"]
+        lines.append(cells)
+    return [
+        "Areas below the probability while the hottest is silenced first (small is "
+        "good) and heard first (large is good); p against cells in random order:",
+        _table("heat of | kind | deletion | p | insertion | p", lines),
+    ]
+
+
+def _alike(rows: Sequence[dict[str, Any]]) -> str:
+    return _table(
+        "prototypes of | pairs of one class | alike in time | in frequency",
+        [
+            [
+                row["method"],
+                f"{row['same_class']:.2f} (chance {row['chance']:.2f})",
+                f"{row['time']:.2f}",
+                f"{row['frequency']:.2f}",
+            ]
+            for row in rows
+        ],
+    )
 
 
 def _axis(scheme: schemes.Scheme, axis: str) -> str | None:
