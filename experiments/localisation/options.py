@@ -66,6 +66,8 @@ class Config(options.Common):
     """Test clips that are silenced and brought back step by step."""
     curve_steps: int = 16
     """In so many steps."""
+    stable_clips: int = 10
+    """Test clips that are disturbed: noise, speed, pitch, encoding."""
     patch_size: int = 2
     """Of the ConvNeXt's stem: half the published one, for cells of half the size."""
     train: settings.Training = settings.Training(epochs=6)
@@ -75,7 +77,7 @@ class Config(options.Common):
         """Raises ValueError for what cannot work before any work is done."""
         super().check()
         self.check_least(seeds=1, lime_clips=0, lime_samples=2, patch_size=1)
-        self.check_least(faithful_clips=0, curve_steps=1)
+        self.check_least(faithful_clips=0, stable_clips=0, curve_steps=1)
         if min(self.clips) < 2:
             raise ValueError(f"--clips must be at least 2 each; got {self.clips}")
         if not self.events or not self.variants:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from apex_jax import (
     checkpoint,
@@ -21,14 +22,23 @@ from apex_jax import (
     schemes,
     settings,
 )
+from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 from experiments import methods
 from experiments.localisation import corpus as corpus_lib
-from experiments.localisation import options, scoring, tables, trust, variants
+from experiments.localisation import (
+    options,
+    scoring,
+    stable,
+    tables,
+    trust,
+    variants,
+)
 
 PLANTED = corpus_lib.CLASSES.index("planted")
 LEAST_ACCURACY = 0.95
+OTHER_SEED = 1000  # what is added to a seed where another one is wanted
 EVIDENCE: tuple[settings.Evidence, ...] = ("plain", "contrastive")
 
 
@@ -135,8 +145,17 @@ def _one(
             "nothing to explain; train longer, --train.epochs"
         )
     clips = [tested.clips[i] for i in found]
-    maps = np.asarray(tested.features.views.cells)[found]
-    scored = _score(config, folder, stages, problem, model, made, clips, maps)
+    places = [one.box(front_end) for one in corpus_lib.of(made, clips)]
+    explained = Explained(
+        config=config,
+        folder=folder,
+        event=event,
+        problem=problem,
+        model=model,
+        clips=clips,
+        maps=np.asarray(tested.features.views.cells)[found],
+        boxes=np.array([(*box.rows, *box.frames) for box in places]),
+    )
     result = {
         "made_from": key,
         "event": event,
@@ -144,7 +163,7 @@ def _one(
         "accuracy": accuracy,
         "clips": len(clips),
         "fits": list(tables.FITS[event]),
-        **scored,
+        **_score(explained, stages),
         "skipped_files": len(skip_log),
         **stages.to_dict(),
     }
@@ -159,85 +178,73 @@ def _of_one(config: options.Config) -> options.Config:
     return dataclasses.replace(config, events=(), seeds=1, scheme="frequency")
 
 
-def _score(
-    config: options.Config,
-    folder: Path,
-    stages: progress.Stages,
-    problem: methods.Problem,
-    model: convnext.ConvNeXt,
-    made: corpus_lib.Corpus,
-    clips: list[data.Clip],
-    maps: np.ndarray,
-) -> dict[str, Any]:
-    """Scores of each method, scheme and clip, and how each U was learned."""
-    classifier, front_end = problem.classifier(model), problem.front_end
-    grid = schemes.Grid.of(maps.shape[1:3], front_end.shape, classifier.stride)
-    boxes = np.array(
-        [
-            (*box.rows, *box.frames)
-            for box in (e.box(front_end) for e in corpus_lib.of(made, clips))
-        ]
-    )
-    rows: list[dict[str, Any]] = []
-    learned: list[dict[str, Any]] = []
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explained:
+    """A trained classifier, its test clips, and what learns U for it.
 
-    def add(method: str, scheme: schemes.Scheme, scores: dict, **more: Any) -> None:
-        plain = {name: np.round(v, 6).tolist() for name, v in scores.items()}
-        rows.append({"method": method, "scheme": scheme, "scores": plain, **more})
+    Attributes:
+      config: of the experiment, with this seed.
+      folder: of this event and seed.
+      event: what is planted.
+      problem: what the network was trained on.
+      model: the network.
+      clips: test clips with the event in which it was found.
+      maps: their feature maps, `[clip, F, T, chan]`.
+      boxes: of their events in pixels, `[clip, 4]`.
+    """
 
-    def point(name: str, scheme: schemes.Scheme, transform: disentangle.Transform):
-        for kind in EVIDENCE:
-            where = scoring.channels(
-                transform, classifier, maps, PLANTED, scheme, kind=kind
-            )
-            scores = scoring.scored(grid, scheme, where.locations, boxes)
-            scores |= {"share": where.share[:, 0], "share, best": where.share[:, 1]}
-            add(name, scheme, scores, evidence=kind)
+    config: options.Config
+    folder: Path
+    event: options.Event
+    problem: methods.Problem
+    model: convnext.ConvNeXt
+    clips: list[data.Clip]
+    maps: np.ndarray
+    boxes: np.ndarray
 
-    fitting: dict[str, explain.Explainer] = {}
-    best_scheme, _ = tables.FITS[folder.parent.name]
-    for scheme in schemes.SCHEMES:
-        add("random", scheme, scoring.random(grid, scheme, boxes))
-        head = classifier.head
-        for name, where in (
-            ("CAM", scoring.cam(head, maps, PLANTED, scheme)),
-            ("Grad-CAM", scoring.grad_cam(head, maps, PLANTED, scheme)),
-        ):
-            add(name, scheme, scoring.scored(grid, scheme, where, boxes))
-        point("raw channels", scheme, disentangle.identity(maps.shape[-1]))
-        for variant in config.variants:
-            own = progress.Stages()
-            fitted = methods.learn(
-                own,
-                folder / variant / scheme,
-                jax.random.key(config.seed),
-                problem,
-                dataclasses.replace(
-                    config, optimise=variants.of(variant, config.optimise)
-                ),
-                model,
-                scheme,
-                cache_dir=folder / "cache",
-                trained_on=f"clips, half of them with a planted {folder.parent.name}",
-            )
-            explainer = fitted.explainer
-            if scheme == best_scheme:
-                fitting[variant] = explainer
-            point(variant, scheme, explainer.transform)
-            learned.append(
-                {
-                    "variant": variant,
-                    "scheme": scheme,
-                    "purity": [fitted.history.round_purity[i] for i in (0, -1)],
-                    "condition_number": fitted.audit.condition_number,
-                    "max_abs_logit_error": fitted.audit.max_abs_logit_error,
-                    "changed_predictions": fitted.audit.changed_predictions,
-                    "rank": dict(explainer.provenance.settings)["effective rank"],
-                    **own.to_dict(),
-                }
-            )
-    if config.lime_clips:
-        some = clips[: config.lime_clips]
+    @property
+    def cache_dir(self) -> Path:
+        """Where the training clips' features are."""
+        return self.folder / "cache"
+
+    @property
+    def classifier(self) -> classifier_lib.Classifier:
+        """The network as what is explained."""
+        return self.problem.classifier(self.model)
+
+    @property
+    def grid(self) -> schemes.Grid:
+        """How its map lies on the spectrogram."""
+        return schemes.Grid.of(
+            self.maps.shape[1:3], self.problem.front_end.shape, self.classifier.stride
+        )
+
+    def learn(
+        self, variant: variants.Name, scheme: schemes.Scheme, *, seed: int, folder: Path
+    ) -> tuple[methods.Learned, progress.Stages]:
+        """U in one of the ways, from disk where it is there, and the time it took."""
+        stages = progress.Stages()
+        optimise = variants.of(variant, self.config.optimise)
+        found = methods.learn(
+            stages,
+            folder,
+            jax.random.key(seed),
+            self.problem,
+            dataclasses.replace(self.config, optimise=optimise),
+            self.model,
+            scheme,
+            cache_dir=self.cache_dir,
+            trained_on=f"clips, half of them with a planted {self.event}",
+        )
+        return found, stages
+
+
+def _score(of: Explained, stages: progress.Stages) -> dict[str, Any]:
+    """Everything that is asked of the explanations, and how each U was learned."""
+    scheme, _ = tables.FITS[of.event]
+    rows, learned, fitting = _pointing(of, scheme)
+    config, some = of.config, of.clips[: of.config.lime_clips]
+    if some:
         with stages("LIME"), progress.bar("LIME", len(some), "clip") as on_progress:
             heats = scoring.lime(
                 next(iter(fitting.values())),
@@ -247,13 +254,12 @@ def _score(
                 num_samples=config.lime_samples,
                 on_progress=on_progress,
             )
-        for scheme, where in heats.items():
-            add(
-                "LIME",
-                scheme,
-                scoring.scored(grid, scheme, where, boxes[: len(some)]),
-            )
-    some = clips[: config.faithful_clips]
+        boxes = of.boxes[: len(some)]
+        rows += [
+            _row("LIME", s, scoring.scored(of.grid, s, where, boxes))
+            for s, where in heats.items()
+        ]
+    some = of.clips[: config.faithful_clips]
     with (
         stages("faithfulness"),
         progress.bar("faithfulness", len(some), "clip") as on_progress,
@@ -266,10 +272,93 @@ def _score(
             steps=config.curve_steps,
             on_progress=on_progress,
         )
-    cached = methods.features(folder / "cache", problem, config, model, best_scheme)
+    cached = methods.features(of.cache_dir, of.problem, config, of.model, scheme)
     return {
         "rows": rows,
         "learned": learned,
         "faithful": faithful,
         "consistent": trust.consistent(fitting, cached),
+        "stable": _stability(of, stages, scheme, fitting),
     }
+
+
+def _pointing(
+    of: Explained, best: schemes.Scheme
+) -> tuple[list[dict], list[dict], dict[str, explain.Explainer]]:
+    """Scores of each method, scheme and clip; every U; explainers of scheme `best`."""
+    rows: list[dict[str, Any]] = []
+    learned: list[dict[str, Any]] = []
+    fitting: dict[str, explain.Explainer] = {}
+    grid, boxes, maps, head = of.grid, of.boxes, of.maps, of.classifier.head
+
+    def channels(name: str, scheme: schemes.Scheme, transform: disentangle.Transform):
+        for kind in EVIDENCE:
+            where = scoring.channels(
+                transform, of.classifier, maps, PLANTED, scheme, kind=kind
+            )
+            scores = scoring.scored(grid, scheme, where.locations, boxes)
+            scores |= {"share": where.share[:, 0], "share, best": where.share[:, 1]}
+            rows.append(_row(name, scheme, scores, evidence=kind))
+
+    for scheme in schemes.SCHEMES:
+        rows.append(_row("random", scheme, scoring.random(grid, scheme, boxes)))
+        for name, point in (("CAM", scoring.cam), ("Grad-CAM", scoring.grad_cam)):
+            where = point(head, maps, PLANTED, scheme)
+            rows.append(_row(name, scheme, scoring.scored(grid, scheme, where, boxes)))
+        channels(trust.RAW, scheme, disentangle.identity(maps.shape[-1]))
+        for variant in of.config.variants:
+            folder = of.folder / variant / scheme
+            found, own = of.learn(variant, scheme, seed=of.config.seed, folder=folder)
+            if scheme == best:
+                fitting[variant] = found.explainer
+            channels(variant, scheme, found.explainer.transform)
+            learned.append(
+                {
+                    "variant": variant,
+                    "scheme": scheme,
+                    "purity": [found.history.round_purity[i] for i in (0, -1)],
+                    "condition_number": found.audit.condition_number,
+                    "max_abs_logit_error": found.audit.max_abs_logit_error,
+                    "changed_predictions": found.audit.changed_predictions,
+                    "rank": dict(found.explainer.provenance.settings)["effective rank"],
+                    **own.to_dict(),
+                }
+            )
+    return rows, learned, fitting
+
+
+def _row(method: str, scheme: schemes.Scheme, scores: dict, **more: Any) -> dict:
+    plain = {name: np.round(values, 6).tolist() for name, values in scores.items()}
+    return {"method": method, "scheme": scheme, "scores": plain, **more}
+
+
+def _stability(
+    of: Explained,
+    stages: progress.Stages,
+    scheme: schemes.Scheme,
+    fitting: dict[str, explain.Explainer],
+) -> list[dict[str, Any]]:
+    """What is left of explanations after a change; nothing where no clips are asked."""
+    some = of.clips[: of.config.stable_clips]
+    if not some:
+        return []
+    seed = of.config.seed + OTHER_SEED
+    again: dict[str, explain.Explainer] = {}
+    for variant in of.config.variants:
+        folder = of.folder / "again" / variant
+        again[variant] = of.learn(variant, scheme, seed=seed, folder=folder)[
+            0
+        ].explainer
+    untrained = convnext.ConvNeXt(of.model.config, rngs=nnx.Rngs(seed))
+    with (
+        stages("stability"),
+        progress.bar("stability", len(some), "clip") as on_progress,
+    ):
+        return stable.measured(
+            fitting,
+            again,
+            some,
+            PLANTED,
+            untrained=of.problem.classifier(untrained),
+            on_progress=on_progress,
+        )

@@ -18,6 +18,7 @@ FITS: dict[str, tuple[schemes.Scheme, str]] = {
     "click": ("time", "time"),
     "sound": ("time", "time"),
 }
+AGREEMENTS = ("same_class", "same_channel", "rank", "region", "heat", "prototypes")
 DRAWS = 2000
 Interval = tuple[float, float, float]
 
@@ -95,6 +96,7 @@ def summary(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "learned": learned,
         "faithful": _faithful([part["faithful"] for part in parts]),
         "consistent": _consistent([part["consistent"] for part in parts]),
+        "stable": _stable([part["stable"] for part in parts]),
     }
 
 
@@ -114,6 +116,18 @@ def _faithful(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
                 own[f"{name} p"] = faithfulness.paired_p(
                     sign * np.concatenate(values), sign * np.concatenate(chance)
                 )
+        found.append(own)
+    return found
+
+
+def _stable(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Mean over clips and seeds; None where it can be said of no clip."""
+    found = []
+    for index, row in enumerate(parts[0]):
+        own: dict[str, Any] = {"method": row["method"], "change": row["change"]}
+        for name in AGREEMENTS:
+            values = [v for part in parts for v in part[index][name] if v is not None]
+            own[name] = float(np.mean(values)) if values else None
         found.append(own)
     return found
 
@@ -162,6 +176,7 @@ def markdown(results: dict[str, Any]) -> str:
             *_areas(found["faithful"]),
             f"Prototypes of a channel, {_words(scheme)} scheme, mean over channels:",
             _alike(found["consistent"]),
+            *_stays(found["stable"]),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -243,6 +258,32 @@ def _alike(rows: Sequence[dict[str, Any]]) -> str:
             for row in rows
         ],
     )
+
+
+def _stays(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line a disturbance, its cells the ways to learn U; nothing without clips."""
+    if not rows:
+        return []
+    ways = list(dict.fromkeys(row["method"] for row in rows))
+    parts = [
+        "The top channel's region after a change, intersection over union with that "
+        "before, and in brackets the share of prototypes that stay:"
+    ]
+    lines = []
+    for change in dict.fromkeys(row["change"] for row in rows):
+        cells = {row["method"]: row for row in rows if row["change"] == change}
+        lines.append(
+            [
+                change,
+                *(
+                    f"{cells[w]['region']:.2f} ({cells[w]['prototypes']:.2f})"
+                    if w in cells
+                    else ""
+                    for w in ways
+                ),
+            ]
+        )
+    return [*parts, _table("change | " + " | ".join(ways), lines)]
 
 
 def _axis(scheme: schemes.Scheme, axis: str) -> str | None:

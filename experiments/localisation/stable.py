@@ -1,0 +1,140 @@
+"""Do explanations stay when the sound hardly changes, and change when the network does?
+
+In come explainers of one classifier and test clips; out comes, for each disturbance and
+each way to learn U, what is left of the explanation. Beside them another seed of the
+optimisation, and a network of random weights, whose explanations must have nothing in
+common with the trained one's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from apex_jax import (
+    audio,
+    data,
+    explain,
+    explanation,
+    look,
+    progress,
+    stability,
+)
+from apex_jax import classifier as classifier_lib
+
+# Kind and amount, see `stability.disturb`.
+DISTURBANCES: tuple[tuple[stability.Kind, float], ...] = (
+    ("noise", 30.0),
+    ("noise", 20.0),
+    ("noise", 10.0),
+    ("stretch", 1.05),
+    ("stretch", 0.95),
+    ("pitch", 0.5),
+    ("pitch", -0.5),
+    ("vorbis", 0.5),
+)
+SEED, RANDOM = "another seed", "random weights"
+UNITS = {
+    "noise": "noise at {:g} dB",
+    "stretch": "{:g} times as long",
+    "pitch": "{:+g} semitones",
+    "vorbis": "Vorbis, quality {:g}",
+}
+
+
+def measured(
+    explainers: Mapping[str, explain.Explainer],
+    again: Mapping[str, explain.Explainer],
+    clips: Sequence[data.Clip],
+    target: int,
+    *,
+    untrained: classifier_lib.Classifier,
+    on_progress: progress.OnProgress,
+) -> list[dict[str, Any]]:
+    """What explanations share with those of the undisturbed clip, one a clip.
+
+    Args:
+      explainers: by name, of one classifier and scheme.
+      again: by the same names, learned with another seed, compared on the clips as they
+        are; a name may be missing.
+      clips: to explain.
+      target: the class.
+      untrained: the network with random weights, in whose place U and banks stay.
+      on_progress: told of each clip.
+    """
+    first = next(iter(explainers.values()))
+    front_end = first.front_end
+    assert front_end is not None
+    rows: dict[tuple[str, str], list[stability.Agreement]] = {}
+    for number, clip in enumerate(clips):
+        waveform = audio.load_clip(clip.path, front_end, clip.offset_s)
+        before = _explained(explainers, _looked(first, waveform), target)
+        for kind, amount in DISTURBANCES:
+            changed = stability.disturb(
+                waveform, front_end.sample_rate, kind, amount, seed=number
+            )
+            after = _explained(explainers, _looked(first, changed), target)
+            for name, one in before.items():
+                rows.setdefault((name, UNITS[kind].format(amount)), []).append(
+                    stability.compare(
+                        one, after[name], stretch=amount if kind == "stretch" else 1.0
+                    )
+                )
+        for name, other in again.items():
+            (seen,) = _explained(
+                {name: other}, _looked(other, waveform), target
+            ).values()
+            rows.setdefault((name, SEED), []).append(
+                stability.compare(before[name], seen, same_channels=False)
+            )
+        for name, one in _explained(
+            {name: _of(untrained, e) for name, e in explainers.items()},
+            _looked(_of(untrained, first), waveform),
+            target,
+        ).items():
+            rows.setdefault((name, RANDOM), []).append(
+                stability.compare(before[name], one)
+            )
+        on_progress(1)
+    return [
+        {"method": name, "change": change, **in_numbers(found)}
+        for (name, change), found in rows.items()
+    ]
+
+
+def _of(
+    classifier: classifier_lib.Classifier, explainer: explain.Explainer
+) -> explain.Explainer:
+    """The explainer of another network; its audit was not of that one."""
+    return dataclasses.replace(
+        explainer, classifier=classifier, provenance=explanation.Provenance()
+    )
+
+
+def in_numbers(found: Sequence[stability.Agreement]) -> dict[str, list[float | None]]:
+    """One a clip; None where it cannot be said."""
+    names = ("same_class", "same_channel", "rank", "region", "heat", "prototypes")
+    return {
+        name: [
+            None if np.isnan(value) else round(float(value), 4)
+            for value in (getattr(one, name) for one in found)
+        ]
+        for name in names
+    }
+
+
+def _looked(explainer: explain.Explainer, waveform: np.ndarray) -> look.Look:
+    assert explainer.front_end is not None
+    return explainer.look(waveform, sample_rate=explainer.front_end.sample_rate)
+
+
+def _explained(
+    explainers: Mapping[str, explain.Explainer], seen: look.Look, target: int
+) -> dict[str, explanation.Explanation]:
+    return {
+        name: one.explain(seen, target=target, num_channels=1)
+        for name, one in explainers.items()
+    }
