@@ -79,6 +79,18 @@ def test_turns_alternate_there_and_back():
     assert [len(t.turns_s) for t in timings] == [3, 3]
 
 
+@pytest.mark.parametrize(("backend", "waits"), [("cpu", 5 + 1), ("gpu", 1)])
+def test_calls_are_queued_on_accelerators(backend, waits, monkeypatch):
+    """So that the time of a dispatch hides behind the call before it."""
+    events = []
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: events.append("wait") or x)
+    assert timing.seconds(lambda: events.append("call"), repeats=5) > 0
+    assert events.count("call") == 5
+    assert events.count("wait") == waits
+    assert events[-1] == "wait"
+
+
 def test_nothing_is_timed_after_a_wrong_result():
     calls = []
 
@@ -238,6 +250,15 @@ def test_generator_has_the_norm():
     assert np.abs(generator).sum(axis=0).max() == pytest.approx(18.0, rel=1e-5)
 
 
+def test_feature_pass_reads_files_of_both_rates():
+    own, other = frontend.feature_pass(tiny())
+    rate = tiny().front_end.sample_rate
+    assert (own.details["sample_rate"], other.details["sample_rate"]) == (rate, 44_100)
+    for one in (own, other):
+        assert one.details["first_batch_s"] > 0
+        assert one.details["reading_s"] > 0
+
+
 def test_linear_layers_are_those_of_the_network():
     config = convnext.ConvNeXtConfig(depths=(1, 2), dims=(4, 6), num_classes=2)
     out = frontend.linear_layers(config, (3, 16, 24))()
@@ -333,13 +354,22 @@ def test_seconds(value, text):
 def test_only_what_is_asked():
     assert list(suite.stages(suite.Config(only=("expm",)))) == ["expm"]
     assert list(suite.stages(suite.Config(only=("growth",), naive=True))) == ["naive"]
-    assert "compare-torch" not in suite.stages(suite.Config())
+    assert list(suite.stages(suite.Config(only=("naive",)))) == ["naive"]
+    assert list(suite.stages(suite.Config(only=("step", "compare-torch")))) == [
+        *("step", "compare-torch")
+    ]
+    usual = suite.stages(suite.Config())
+    assert not {"naive", "compare-torch"} & set(usual)
+    assert list(suite.stages(suite.Config(compare_torch=True, naive=True))) == [
+        *(*usual, "naive", "compare-torch")
+    ]
 
 
-def test_torch_that_is_missing_is_named(monkeypatch):
+@pytest.mark.parametrize("way", [{"compare_torch": True}, {"only": ("compare-torch",)}])
+def test_torch_that_is_missing_is_named(way, monkeypatch):
     monkeypatch.setattr(compare_torch.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="--compare-torch needs torch"):
-        suite.main(suite.Config(only=("expm",), compare_torch=True), tiny())
+    with pytest.raises(ModuleNotFoundError, match="compare-torch needs torch"):
+        suite.main(suite.Config(**way), tiny())
 
 
 def test_torch_takes_the_same_weights():
