@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apex_jax import optimize
+from apex_jax import bank, optimize
 from apex_jax.models import convnext
 from benchmarks import __main__ as suite
 from benchmarks import (
@@ -389,6 +389,29 @@ def test_growth_over_devices(tmp_path):
     ]
     assert all(p.axis == "devices" and p.seconds > 0 for p in points)
     assert points[0].ratio == points[2].ratio == 1.0
+    assert points[0].at == "2,100 clips, 12 channels"
+    assert points[2].at == "4 clips, custom, 64 x 64"
+
+
+def test_other_clips_on_more_devices_stop_the_run(monkeypatch):
+    top_clips = bank.top_clips
+
+    def wrong(*args, mesh, **options):
+        clips, means = top_clips(*args, mesh=mesh, **options)
+        # The two best of one channel change places.
+        swapped = clips.at[3, :2].set(clips[3, 1::-1])
+        return swapped if mesh.size == 2 else clips, means
+
+    monkeypatch.setattr(bank, "top_clips", wrong)
+    with pytest.raises(timing.WrongResultError, match="other clips are best"):
+        growth.on_devices(tiny())
+
+
+def test_a_child_that_does_not_end_is_stopped(monkeypatch):
+    monkeypatch.setattr(growth, "CHILD_S", 0.05)
+    size = dataclasses.replace(tiny(), growth_devices=(1, 16))  # more than there are
+    with pytest.raises(RuntimeError, match="16 virtual devices was stopped"):
+        growth.over_devices(size)
 
 
 def test_growth_plot(tmp_path):
