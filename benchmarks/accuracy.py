@@ -37,7 +37,7 @@ def kinds(rng: np.random.Generator, chan: int) -> dict[str, np.ndarray]:
 
 def of_norm(matrix: np.ndarray, norm: float) -> np.ndarray:
     """The matrix in float32, scaled to a 1-norm."""
-    return np.float32(matrix * norm / np.abs(matrix).sum(axis=0).max())
+    return (matrix * (norm / np.abs(matrix).sum(axis=0).max())).astype(np.float32)
 
 
 def error_of(found: jax.Array, exact: np.ndarray) -> float:
