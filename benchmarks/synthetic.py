@@ -76,7 +76,7 @@ def sounds(
     """Noise in FLAC files as long as a clip.
 
     Args:
-      directory: where they go.
+      directory: where they go; made if it is not there.
       front_end: for the length, and the sample rate.
       clips: how many.
       classes: how many they belong to.
@@ -87,6 +87,7 @@ def sounds(
     of_files = front_end
     if sample_rate is not None:
         of_files = dataclasses.replace(front_end, sample_rate=sample_rate)
+    directory.mkdir(exist_ok=True)
     made = []
     for i, waveform in enumerate(waveforms(of_files, clips)):
         path = directory / f"{i:05d}.flac"
