@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import functools
 import math
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +22,8 @@ import numpy as np
 
 from apex_jax import audio, hosts
 
-# Of waveforms that wait to be used: more threads than fill it do not read ahead.
+# Waveforms that wait to be used: so many batches of them, at most so many bytes.
+AHEAD_BATCHES = 4
 AHEAD_BYTES = 2 * 2**30
 Batch = dict[str, np.ndarray]
 Example = dict[str, Any]
@@ -242,9 +245,9 @@ def batches(
       random_crop: a random stretch of the file each time instead of the one at
         `offset_s`; only that stretch is decoded. Needs `seed`.
       num_epochs: how often each clip comes; None: without end.
-      num_threads: that read ahead, each whole batches; 0: none, the caller's reads;
-        None: one for each core that this process may use, while what they hold stays
-        within `AHEAD_BYTES`.
+      num_threads: that read ahead, clip by clip; 0: none, the caller's reads; None:
+        one for each core that this process may use. Clips that wait are at most
+        `AHEAD_BATCHES` batches, or one a thread, and `AHEAD_BYTES`.
       start: number of batches to leave out, to go on after an interruption.
       part: number and count of consecutive parts of each batch: only this one is read
         and given, and together they are the whole. They must divide the batch.
@@ -260,9 +263,7 @@ def batches(
         raise ValueError(f"batches: batch_size={batch_size}; it must be at least 1")
     if num_epochs is not None and num_epochs < 1:
         raise ValueError(f"batches: num_epochs={num_epochs}; at least 1, or None")
-    if num_threads is None:
-        batch_bytes = 4 * front_end.num_samples * max(1, batch_size // max(1, part[1]))
-        num_threads = max(1, min(hosts.cores(), AHEAD_BYTES // batch_bytes))
+    num_threads = hosts.cores() if num_threads is None else num_threads
     if start < 0 or num_threads < 0:
         raise ValueError(
             f"batches: start={start}, num_threads={num_threads}; at least 0"
@@ -283,9 +284,14 @@ def batches(
 
     dtypes = {"waveform": "f4", "index": "i4", "valid": "?"}
     silence = np.zeros(front_end.num_samples, np.float32)
-    nothing = {"waveform": silence, "index": -1, "valid": False}
+    clips_ahead = min(
+        max(AHEAD_BATCHES * size, num_threads), max(1, AHEAD_BYTES // silence.nbytes)
+    )
 
     def example(index: int, at: float | None) -> Example:
+        nothing = {"waveform": silence, "index": index, "valid": False}
+        if index < 0:
+            return nothing
         clip = clips[index]
         try:
             offset_s = clip.offset_s
@@ -296,34 +302,53 @@ def batches(
             waveform = audio.load_clip(clip.path, front_end, offset_s)
         except audio.AudioError as error:
             skip_log.add(error)
-            return {**nothing, "index": index}
-        return {"waveform": waveform, "index": index, "valid": True}
+            return nothing
+        return {**nothing, "waveform": waveform, "valid": True}
 
-    def load(indices: Sequence[int], rng: np.random.Generator | None = None) -> Batch:
+    def own_part(
+        indices: Sequence[int], rng: np.random.Generator | None = None
+    ) -> list[tuple[int, float | None]]:
+        """What `example` is asked for a batch."""
         # Drawn for the whole batch: what a clip gets does not depend on who reads it.
         places = [None] * batch_size if rng is None else rng.random(batch_size)
-        read = [example(*one) for one in zip(indices[own], places[own], strict=False)]
-        filled = [*read, *[nothing] * (size - len(read))]
+        asked = list(zip(indices[own], places[own], strict=False))
+        return asked + [(-1, None)] * (size - len(asked))
+
+    def stack(examples: Sequence[Example]) -> Batch:
         return {
-            key: np.array([example[key] for example in filled], dtype)
+            key: np.array([example[key] for example in examples], dtype)
             for key, dtype in dtypes.items()
         }
 
     def read() -> Iterator[Batch]:
         import grain
 
-        dataset = grain.MapDataset.source(range(len(clips)))
+        plan = grain.MapDataset.source(range(len(clips)))
         if seed is not None:
-            dataset = dataset.seed(seed).shuffle()
-        dataset = dataset.batch(batch_size, batch_fn=list)
-        dataset = dataset.random_map(load) if random_crop else dataset.map(load)
-        dataset = dataset.repeat(num_epochs)
-        # grain's own default buffers 500 batches.
+            plan = plan.seed(seed).shuffle()
+        plan = plan.batch(batch_size, batch_fn=list)
+        plan = plan.random_map(own_part) if random_crop else plan.map(own_part)
+        plan = plan.repeat(num_epochs)
+
+        # Every clip of a batch looks into the batch's plan, which is made once. One
+        # thread at a time: grain's data sets finish themselves when first looked at.
+        planned = functools.lru_cache(clips_ahead // size + 2)(plan.__getitem__)
+        lock = threading.Lock()
+
+        def read_one(number: int) -> Example:
+            with lock:
+                asked = planned(number // size)
+            return example(*asked[number % size])
+
+        # Clips are read one by one and then batched: a whole batch to a thread would
+        # let the device wait for the first one, and for each that has slow files.
+        every = range(min(len(plan), sys.maxsize // size) * size)
+        dataset = grain.MapDataset.source(every).map(read_one)
         options = grain.ReadOptions(
-            num_threads=num_threads, prefetch_buffer_size=max(4, num_threads)
+            num_threads=num_threads, prefetch_buffer_size=clips_ahead
         )
-        reader = iter(dataset.to_iter_dataset(options))
-        reader.set_state({"next_index": start})
+        reader = iter(dataset.to_iter_dataset(options).batch(size, batch_fn=stack))
+        reader.set_state({"next_index": start * size})
         # Whoever stops early leaves no thread reading on.
         with contextlib.closing(reader):
             yield from reader

@@ -318,6 +318,8 @@ def audit(
             f"{wanted}; got {logits.shape}"
         )
     largest, total, squares, changed, ties = 0.0, 0.0, 0.0, 0, 0
+    # By NumPy's maximum, which keeps NaN; of all at once would copy all.
+    largest_logit = np.float64(0)
     with np.errstate(invalid="ignore"):
         mean = np.mean(logits, axis=0, dtype=np.float64)
         for first in range(0, len(logits), CHUNK_CLIPS):
@@ -330,6 +332,7 @@ def audit(
             largest = max(largest, float(error.max()))
             total += float(error.sum())
             squares += float(np.square(before - mean).sum())
+            largest_logit = np.maximum(largest_logit, np.abs(before).max())
             moved, clear = _moved(before, after, activation)
             changed += int(clear.sum())
             ties += int((moved & ~clear).sum())
@@ -344,7 +347,7 @@ def audit(
             float(np.linalg.cond(matrix)) if np.isfinite(matrix).all() else math.inf
         ),
         logit_spread=spread,
-        largest_logit=float(np.abs(logits).max()),
+        largest_logit=float(largest_logit),
         tolerance=tolerance,
         near_ties=ties,
     )

@@ -47,6 +47,8 @@ Stage = Literal[
     "scoring",
     "explain",
     "masking",
+    "naive",
+    "compare-torch",
     "growth",
 ]
 
@@ -60,7 +62,7 @@ class Config:
     full: bool = False
     """Run the whole optimisation step by step instead of scaling a tenth of it."""
     only: tuple[Stage, ...] = ()
-    """Only these."""
+    """Only these; without it all but naive and compare-torch."""
     naive: bool = False
     """Also the whole optimisation the obvious way, scaled from a small share."""
     compare_torch: bool = False
@@ -84,13 +86,16 @@ def stages(config: Config) -> dict[str, Callable[[sizes.Sizes], list[rows.Row]]]
         "scoring": method.scoring,
         "explain": usage.explain,
         "masking": usage.mask,
+        "naive": naive.naive,
+        "compare-torch": compare_torch.backbone,
     }
-    chosen = {k: v for k, v in known.items() if not config.only or k in config.only}
-    if config.naive:
-        chosen["naive"] = naive.naive
-    if config.compare_torch:
-        chosen["compare-torch"] = compare_torch.backbone
-    return chosen
+    extra = {"naive": config.naive, "compare-torch": config.compare_torch}
+    return {
+        name: measure
+        for name, measure in known.items()
+        if extra.get(name)
+        or (name in config.only if config.only else name not in extra)
+    }
 
 
 def main(config: Config, size: sizes.Sizes | None = None) -> dict[str, Any]:
@@ -100,7 +105,8 @@ def main(config: Config, size: sizes.Sizes | None = None) -> dict[str, Any]:
       config: what to run.
       size: how large; None for what `config` says.
     """
-    if config.compare_torch:
+    measures = stages(config)
+    if "compare-torch" in measures:
         compare_torch.check_torch()  # before minutes of work, not after
     if size is None:
         size = (
@@ -129,7 +135,7 @@ def main(config: Config, size: sizes.Sizes | None = None) -> dict[str, Any]:
             text = json.dumps(results, indent=2) + "\n"
             cache.write_whole(config.output, lambda file: file.write(text.encode()))
 
-    for measure in stages(config).values():
+    for measure in measures.values():
         for row in measure(size):
             print(table.terminal(row), flush=True)
             results["rows"].append(row.to_dict())

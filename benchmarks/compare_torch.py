@@ -15,7 +15,7 @@ from apex_jax.models import convnext
 from benchmarks import rows, sizes, synthetic, timing
 
 MISSING = (
-    "--compare-torch needs torch, which is not installed; for this CPU: pip install "
+    "compare-torch needs torch, which is not installed; for this CPU: pip install "
     "torch --index-url https://download.pytorch.org/whl/cpu"
 )
 

@@ -24,6 +24,10 @@ from apex_jax import bank, cache
 from apex_jax import mesh as mesh_lib
 from benchmarks import method, rows, sizes, synthetic, timing
 
+# A process that has measured nothing for so long will not: at the paper's size it takes
+# about two minutes on two cores.
+CHILD_S = 1200
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
@@ -35,6 +39,7 @@ class Point:
       value: how many.
       seconds: median.
       ratio: to the floor of the same size; over devices, to one device.
+      at: what does not grow, in words.
     """
 
     stage: str
@@ -42,13 +47,18 @@ class Point:
     value: int
     seconds: float
     ratio: float
+    at: str = ""
 
 
 def growth(size: sizes.Sizes) -> list[Point]:
     """All curves."""
-    # Many points: few steps and turns for each.
-    size = dataclasses.replace(size, epoch_prototypes=1, budget_s=size.budget_s / 4)
+    size = _shorter(size)
     return [*over_clips(size), *over_channels(size), *over_devices(size)]
+
+
+def _shorter(size: sizes.Sizes) -> sizes.Sizes:
+    """Many points: few steps and turns for each."""
+    return dataclasses.replace(size, epoch_prototypes=1, budget_s=size.budget_s / 4)
 
 
 def over_clips(size: sizes.Sizes) -> list[Point]:
@@ -56,7 +66,8 @@ def over_clips(size: sizes.Sizes) -> list[Point]:
     points = []
     for clips in size.growth_clips:
         row = method.rank(size, clips=clips, chan=size.chan)
-        points.append(_point("scoring", "clips", clips, row))
+        at = f"{size.chan:,} channels"
+        points.append(_point("scoring", "clips", clips, row, at))
         points.append(_step(size, "clips", clips, clips=clips, chan=size.chan))
     return points
 
@@ -65,8 +76,9 @@ def over_channels(size: sizes.Sizes) -> list[Point]:
     """In products of its size a step stays as it is."""
     points = []
     for chan in size.growth_chan:
-        row = method.rank(size, clips=size.growth_clips[0], chan=chan)
-        points.append(_point("scoring", "chan", chan, row))
+        clips = size.growth_clips[0]
+        row = method.rank(size, clips=clips, chan=chan)
+        points.append(_point("scoring", "chan", chan, row, f"{clips:,} clips"))
         points.append(_step(size, "chan", chan, clips=256, chan=chan))
     return points
 
@@ -85,12 +97,18 @@ def _step(size: sizes.Sizes, axis: str, value: int, *, clips: int, chan: int) ->
         value=value,
         seconds=one.median_s,
         ratio=timing.ratio(one, floor).median,
+        at=f"{chan:,} channels" if axis == "clips" else f"{clips:,} clips",
     )
 
 
-def _point(stage: str, axis: str, value: int, row: rows.Row) -> Point:
+def _point(stage: str, axis: str, value: int, row: rows.Row, at: str) -> Point:
     return Point(
-        stage=stage, axis=axis, value=value, seconds=row.seconds, ratio=row.ratio.median
+        stage=stage,
+        axis=axis,
+        value=value,
+        seconds=row.seconds,
+        ratio=row.ratio.median,
+        at=at,
     )
 
 
@@ -110,17 +128,25 @@ def over_devices(size: sizes.Sizes) -> list[Point]:
     flag = f"--xla_force_host_platform_device_count={count}"
     command = [sys.executable, "-m", "benchmarks.growth"]
     command += [] if size.judged else ["--smoke"]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip(),
-        },
-    )
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=CHILD_S,
+            env=os.environ
+            | {
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip(),
+            },
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(
+            f"growth over {count} virtual devices was stopped after {CHILD_S} s "
+            f"({' '.join(command)}). Is the machine busy? The rows are saved; --only "
+            "growth measures growth again"
+        ) from error
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     return [Point(**one) for one in json.loads(done.stdout.splitlines()[-1])]
@@ -133,34 +159,49 @@ def on_devices(size: sizes.Sizes) -> list[Point]:
         raise ValueError(
             f"growth over {max(counts)} devices; this process has {len(jax.devices())}"
         )
-    clips, num = size.growth_clips[0], size.schedule.prototypes_start
+    clips, num = size.growth_spread, size.schedule.prototypes_start
     pooled = synthetic.features(clips, size.chan, (1, 1)).pooled
     transform = synthetic.transform(size.chan)
-    small = sizes.smoke()
-    classifier = synthetic.classifier(small.network)
-    waveform = synthetic.waveforms(small.front_end, 8 * max(counts))
+    classifier = synthetic.classifier(size.growth_network)
+    waveform = synthetic.waveforms(size.front_end, size.growth_batch)
 
     def score(mesh: jax.sharding.Mesh) -> Any:
         copied = mesh_lib.replicate(transform, mesh)
         spread = mesh_lib.shard(pooled, mesh)
         return lambda: bank.top_clips(
             copied, spread, num=num, num_clips=clips, mesh=mesh
-        )[1]
+        )
+
+    def check_scores(first: Any, *others: Any) -> None:
+        (positions, means), *others = jax.tree.map(np.asarray, (first, *others))
+        for other_positions, other_means in others:
+            if (other_positions != positions).any():
+                raise timing.WrongResultError("on more devices other clips are best")
+            timing.check_close("scores on more devices", other_means, means, 1e-5)
 
     def extract(mesh: jax.sharding.Mesh) -> Any:
         copied = mesh_lib.replicate(classifier, mesh)
         spread = mesh_lib.shard(waveform, mesh)
         return lambda: cache.extract(
-            copied, spread, front_end=small.front_end, keep_cells=False, mesh=mesh
-        )[1]
+            copied, spread, front_end=size.front_end, keep_cells=False, mesh=mesh
+        )[:2]
 
-    def check(first: jax.Array, *others: jax.Array) -> None:
+    def check_features(first: Any, *others: Any) -> None:
         for other in others:
-            timing.check_close("on more devices", other, np.asarray(first), 1e-5)
+            for found, wanted in zip(other, first, strict=True):
+                timing.check_close("features on more devices", found, wanted, 1e-4)
 
     meshes = [mesh_lib.make(jax.devices()[:count]) for count in counts]
     points = []
-    for stage, make in (("scoring", score), ("features", extract)):
+    for stage, make, check, at in (
+        ("scoring", score, check_scores, f"{clips:,} clips, {size.chan:,} channels"),
+        (
+            "features",
+            extract,
+            check_features,
+            f"{size.growth_batch:,} clips, {size.named(size.growth_network)}",
+        ),
+    ):
         timings = timing.alternate(
             {str(mesh.size): make(mesh) for mesh in meshes},
             budget_s=size.budget_s,
@@ -174,6 +215,7 @@ def on_devices(size: sizes.Sizes) -> list[Point]:
                 value=count,
                 seconds=one.median_s,
                 ratio=timing.ratio(one, timings[0]).median,
+                at=at,
             )
             for count, one in zip(counts, timings, strict=True)
         ]
@@ -193,7 +235,8 @@ def main(config: Config) -> None:
     if config.smoke:
         jax.config.update("jax_disable_most_optimizations", True)
     size = sizes.smoke() if config.smoke else sizes.paper(accelerator=False)
-    print(json.dumps([dataclasses.asdict(point) for point in on_devices(size)]))
+    points = on_devices(_shorter(size))
+    print(json.dumps([dataclasses.asdict(point) for point in points]))
 
 
 if __name__ == "__main__":

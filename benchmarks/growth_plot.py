@@ -23,7 +23,7 @@ def save(path: Path, points: Sequence[growth.Point], *, virtual: bool) -> None:
       points: of all curves.
       virtual: the devices share the cores of one CPU.
     """
-    from matplotlib import figure
+    from matplotlib import figure, ticker
 
     axes = [axis for axis in _AXES if any(point.axis == axis for point in points)]
     fig = figure.Figure(figsize=(4 * len(axes), 3.4), layout="constrained")
@@ -35,7 +35,8 @@ def save(path: Path, points: Sequence[growth.Point], *, virtual: bool) -> None:
             if not curve:
                 continue
             x, y = zip(*((p.value, 1e3 * p.seconds) for p in curve), strict=True)
-            panel.plot(x, y, "o-", color=colour, label=stage)
+            at = f"\n{curve[0].at}" if curve[0].at else ""
+            panel.plot(x, y, "o-", color=colour, label=stage + at)
             power = _exponent(stage, axis, virtual)
             should = [y[0] * (v / x[0]) ** power for v in x]
             panel.plot(x, should, ":", color=colour, linewidth=1)
@@ -48,8 +49,10 @@ def save(path: Path, points: Sequence[growth.Point], *, virtual: bool) -> None:
         values = sorted({p.value for p in points if p.axis == axis})
         panel.set_xticks(values, [f"{v:,}" for v in values])
         panel.minorticks_off()
+        # Ten times and more are rare: a decade has three numbers.
+        panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter("{x:g}")
-        panel.legend(frameon=False)
+        panel.legend(frameon=False, fontsize="small")
         panel.spines[["top", "right"]].set_visible(False)
     fig.savefig(path, dpi=150)
 

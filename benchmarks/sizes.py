@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from apex_jax import audio, optimize
 from apex_jax.models import convnext
@@ -29,6 +30,10 @@ class Sizes:
       growth_clips: numbers of clips.
       growth_chan: numbers of channels.
       growth_devices: numbers of devices.
+      growth_spread: clips that are scored on each of them: a block and more to every
+        device, else filling up the blocks is all that is measured.
+      growth_network: the backbone on each of them.
+      growth_batch: clips that it is given.
       budget_s: of a row's alternating turns.
       least: turns at least.
     """
@@ -48,14 +53,21 @@ class Sizes:
     growth_clips: tuple[int, ...]
     growth_chan: tuple[int, ...]
     growth_devices: tuple[int, ...]
+    growth_spread: int
+    growth_network: convnext.ConvNeXtConfig
+    growth_batch: int
     budget_s: float
     least: int
 
     @property
     def network_name(self) -> str:
         """The backbone and its input in words."""
+        return self.named(self.network)
+
+    def named(self, network: convnext.ConvNeXtConfig) -> str:
+        """A backbone and its input in words."""
         rows, frames = self.front_end.shape
-        return f"{self.network.size}, {rows} x {frames}"
+        return f"{network.size}, {rows} x {frames}"
 
 
 def paper(*, accelerator: bool) -> Sizes:
@@ -65,12 +77,13 @@ def paper(*, accelerator: bool) -> Sizes:
       accelerator: as many clips at a time as fill one, and as many files as keep it
         busy for seconds; else as few as a CPU computes in that time.
     """
+    # Scales of 1: at the published 1e-6 a check would not see the blocks.
+    named = functools.partial(
+        convnext.ConvNeXtConfig.named, num_classes=2, layer_scale_init=1.0
+    )
     return Sizes(
         judged=True,
-        # Scales of 1: at the published 1e-6 a check would not see the blocks.
-        network=convnext.ConvNeXtConfig.named(
-            "base", num_classes=2, layer_scale_init=1.0
-        ),
+        network=named("base"),
         # 224 rows and 224 frames.
         front_end=audio.FrontEnd(sample_rate=22050, clip_s=5.2, n_mels=224),
         batch=128 if accelerator else 4,
@@ -88,6 +101,10 @@ def paper(*, accelerator: bool) -> Sizes:
         else (2_000, 10_000, 50_000),
         growth_chan=(256, 512, 1024, 1536),
         growth_devices=(1, 2, 4, 8),
+        growth_spread=528_434 if accelerator else 16_384,
+        # A CPU would take minutes of base for each number of devices.
+        growth_network=named("base" if accelerator else "tiny"),
+        growth_batch=1024 if accelerator else 32,
         # An accelerator's turns are all alike.
         budget_s=3.0 if accelerator else 10.0,
         least=3,
@@ -96,11 +113,12 @@ def paper(*, accelerator: bool) -> Sizes:
 
 def smoke() -> Sizes:
     """Small: everything runs, and no time means anything."""
+    network = convnext.ConvNeXtConfig(
+        depths=(1, 2), dims=(8, 64), num_classes=2, layer_scale_init=1.0
+    )
     return Sizes(
         judged=False,
-        network=convnext.ConvNeXtConfig(
-            depths=(1, 2), dims=(8, 64), num_classes=2, layer_scale_init=1.0
-        ),
+        network=network,
         # 64 rows and 64 frames.
         front_end=audio.FrontEnd(sample_rate=22050, clip_s=1.48, n_mels=64),
         batch=2,
@@ -117,6 +135,9 @@ def smoke() -> Sizes:
         growth_clips=(300, 600),
         growth_chan=(32, 64),
         growth_devices=(1, 2),
+        growth_spread=2_100,
+        growth_network=network,
+        growth_batch=4,
         budget_s=0.0,
         least=2,
     )

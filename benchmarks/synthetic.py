@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,15 +66,32 @@ def waveforms(front_end: audio.FrontEnd, clips: int) -> np.ndarray:
 
 
 def sounds(
-    directory: Path, front_end: audio.FrontEnd, clips: int, classes: int
+    directory: Path,
+    front_end: audio.FrontEnd,
+    clips: int,
+    classes: int,
+    *,
+    sample_rate: int | None = None,
 ) -> list[data.Clip]:
-    """The same noise in FLAC files of the front end's sample rate."""
+    """Noise in FLAC files as long as a clip.
+
+    Args:
+      directory: where they go; made if it is not there.
+      front_end: for the length, and the sample rate.
+      clips: how many.
+      classes: how many they belong to.
+      sample_rate: of the files, Hz, if not the front end's.
+    """
     import soundfile
 
+    of_files = front_end
+    if sample_rate is not None:
+        of_files = dataclasses.replace(front_end, sample_rate=sample_rate)
+    directory.mkdir(exist_ok=True)
     made = []
-    for i, waveform in enumerate(waveforms(front_end, clips)):
+    for i, waveform in enumerate(waveforms(of_files, clips)):
         path = directory / f"{i:05d}.flac"
-        soundfile.write(path, waveform, front_end.sample_rate)
+        soundfile.write(path, waveform, of_files.sample_rate)
         made.append(data.Clip(path=path, label=i % classes))
     return made
 

@@ -75,7 +75,8 @@ def terminal_growth(points: Sequence[growth.Point]) -> str:
     """The curves as lines of the terminal's table."""
     lines = []
     for (axis, stage), curve in _curves(points):
-        lines.append(f"{stage} with {_UNITS[axis]}, x {_to(stage, axis)}")
+        at = f" ({curve[0].at})" if curve[0].at else ""
+        lines.append(f"{stage} with {_UNITS[axis]}{at}, x {_to(stage, axis)}")
         lines += [
             f"  {point.value:>9,}{seconds(point.seconds):>12}{number(point.ratio):>8}"
             for point in curve
@@ -114,12 +115,13 @@ def markdown(results: dict[str, Any]) -> str:
     if points:
         parts.append(
             _markdown_table(
-                ("what", "grows with", "", "time", "ratio", "to"),
+                ("what", "grows with", "", "at", "time", "ratio", "to"),
                 (
                     (
                         point.stage,
                         _UNITS[point.axis],
                         f"{point.value:,}",
+                        point.at,
                         seconds(point.seconds),
                         number(point.ratio),
                         _to(point.stage, point.axis),

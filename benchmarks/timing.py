@@ -110,7 +110,7 @@ def alternate(
         # There and back: whoever is next to whom, and first, changes every turn.
         order = range(len(calls)) if turn % 2 == 0 else reversed(range(len(calls)))
         for i in order:
-            turns[i].append(_mean(calls[i], repeats[i]))
+            turns[i].append(seconds(calls[i], repeats[i]))
     return [
         Timing(first_s=first, compile_s=compiling, turns_s=tuple(one))
         for first, compiling, one in zip(first_s, compile_s, turns, strict=True)
@@ -128,10 +128,21 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
     )
 
 
-def _mean(call: Callable[[], Any], repeats: int) -> float:
+def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
+    """Of a call, the mean over `repeats` of them.
+
+    On an accelerator all are queued and the last is waited for: the time of one
+    dispatch is hidden behind the one before it, as it is in a program. On a CPU each is
+    waited for: several at a time would share the cores.
+    """
+    wait_for_each = jax.default_backend() == "cpu"
+    result = None
     start = time.perf_counter()
     for _ in range(repeats):
-        jax.block_until_ready(call())
+        result = call()
+        if wait_for_each:
+            jax.block_until_ready(result)
+    jax.block_until_ready(result)
     return (time.perf_counter() - start) / repeats
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apex_jax import optimize
+from apex_jax import bank, optimize
 from apex_jax.models import convnext
 from benchmarks import __main__ as suite
 from benchmarks import (
@@ -77,6 +77,18 @@ def test_turns_alternate_there_and_back():
     # The first calls, one to see how long it takes, and three turns.
     assert "".join(order) == "ab" + "ab" + "ab" + "ba" + "ab"
     assert [len(t.turns_s) for t in timings] == [3, 3]
+
+
+@pytest.mark.parametrize(("backend", "waits"), [("cpu", 5 + 1), ("gpu", 1)])
+def test_calls_are_queued_on_accelerators(backend, waits, monkeypatch):
+    """So that the time of a dispatch hides behind the call before it."""
+    events = []
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: events.append("wait") or x)
+    assert timing.seconds(lambda: events.append("call"), repeats=5) > 0
+    assert events.count("call") == 5
+    assert events.count("wait") == waits
+    assert events[-1] == "wait"
 
 
 def test_nothing_is_timed_after_a_wrong_result():
@@ -238,6 +250,15 @@ def test_generator_has_the_norm():
     assert np.abs(generator).sum(axis=0).max() == pytest.approx(18.0, rel=1e-5)
 
 
+def test_feature_pass_reads_files_of_both_rates():
+    own, other = frontend.feature_pass(tiny())
+    rate = tiny().front_end.sample_rate
+    assert (own.details["sample_rate"], other.details["sample_rate"]) == (rate, 44_100)
+    for one in (own, other):
+        assert one.details["first_batch_s"] > 0
+        assert one.details["reading_s"] > 0
+
+
 def test_linear_layers_are_those_of_the_network():
     config = convnext.ConvNeXtConfig(depths=(1, 2), dims=(4, 6), num_classes=2)
     out = frontend.linear_layers(config, (3, 16, 24))()
@@ -333,13 +354,22 @@ def test_seconds(value, text):
 def test_only_what_is_asked():
     assert list(suite.stages(suite.Config(only=("expm",)))) == ["expm"]
     assert list(suite.stages(suite.Config(only=("growth",), naive=True))) == ["naive"]
-    assert "compare-torch" not in suite.stages(suite.Config())
+    assert list(suite.stages(suite.Config(only=("naive",)))) == ["naive"]
+    assert list(suite.stages(suite.Config(only=("step", "compare-torch")))) == [
+        *("step", "compare-torch")
+    ]
+    usual = suite.stages(suite.Config())
+    assert not {"naive", "compare-torch"} & set(usual)
+    assert list(suite.stages(suite.Config(compare_torch=True, naive=True))) == [
+        *(*usual, "naive", "compare-torch")
+    ]
 
 
-def test_torch_that_is_missing_is_named(monkeypatch):
+@pytest.mark.parametrize("way", [{"compare_torch": True}, {"only": ("compare-torch",)}])
+def test_torch_that_is_missing_is_named(way, monkeypatch):
     monkeypatch.setattr(compare_torch.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="--compare-torch needs torch"):
-        suite.main(suite.Config(only=("expm",), compare_torch=True), tiny())
+    with pytest.raises(ModuleNotFoundError, match="compare-torch needs torch"):
+        suite.main(suite.Config(**way), tiny())
 
 
 def test_torch_takes_the_same_weights():
@@ -359,6 +389,29 @@ def test_growth_over_devices(tmp_path):
     ]
     assert all(p.axis == "devices" and p.seconds > 0 for p in points)
     assert points[0].ratio == points[2].ratio == 1.0
+    assert points[0].at == "2,100 clips, 12 channels"
+    assert points[2].at == "4 clips, custom, 64 x 64"
+
+
+def test_other_clips_on_more_devices_stop_the_run(monkeypatch):
+    top_clips = bank.top_clips
+
+    def wrong(*args, mesh, **options):
+        clips, means = top_clips(*args, mesh=mesh, **options)
+        # The two best of one channel change places.
+        swapped = clips.at[3, :2].set(clips[3, 1::-1])
+        return swapped if mesh.size == 2 else clips, means
+
+    monkeypatch.setattr(bank, "top_clips", wrong)
+    with pytest.raises(timing.WrongResultError, match="other clips are best"):
+        growth.on_devices(tiny())
+
+
+def test_a_child_that_does_not_end_is_stopped(monkeypatch):
+    monkeypatch.setattr(growth, "CHILD_S", 0.05)
+    size = dataclasses.replace(tiny(), growth_devices=(1, 16))  # more than there are
+    with pytest.raises(RuntimeError, match="16 virtual devices was stopped"):
+        growth.over_devices(size)
 
 
 def test_growth_plot(tmp_path):

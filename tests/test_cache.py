@@ -8,6 +8,8 @@ import errno
 import functools
 import json
 import os
+import threading
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -243,6 +245,89 @@ def test_nothing_can_be_read(folder, classifier, clips):
             build(folder, classifier, clips, skip_log=data.SkipLog())
     with pytest.raises(ValueError, match="there are no clips"):
         build(folder / "empty", classifier, ())
+
+
+# --- running
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "batch_size", "content"), [(1, 4, "marginals"), (8, 8, "maps")]
+)
+def test_a_ragged_end_neither_compiles_nor_changes_a_number(
+    num_devices, batch_size, content, folder, classifier, clips
+):
+    """The last rows of the last batch are padding, or other clips."""
+    options = {
+        "mesh": mesh_of(num_devices),
+        "batch_size": batch_size,
+        "content": content,
+    }
+    filled = clips + clips[: -NUM_CLIPS % batch_size]
+    full = build(folder / "full", classifier, filled, **options)
+    programs = cache.extract._cache_size()
+    ragged = build(folder / "ragged", classifier, clips, **options)
+    assert cache.extract._cache_size() == programs
+    expected = arrays_of(full)
+    for name, array in arrays_of(ragged).items():
+        if array is not None:
+            np.testing.assert_array_equal(
+                array, expected[name][:NUM_CLIPS], err_msg=name
+            )
+
+
+def test_reading_overlaps_with_the_network(folder, classifier, clips, monkeypatch):
+    """A network that does not end before the reading of the next batch has begun."""
+    batches_begun = [threading.Event() for _ in range(3)]
+    number_of = {clip.path: n for n, clip in enumerate(clips)}
+    load_clip, runs = audio.load_clip, []
+
+    def load(path, *rest):
+        batches_begun[number_of[path] // 4].set()
+        return load_clip(path, *rest)
+
+    def wait(logits):
+        runs.append(len(runs))
+        upcoming = min(len(runs), len(batches_begun) - 1)
+        if not batches_begun[upcoming].wait(timeout=30):
+            raise TimeoutError(f"nobody reads batch {upcoming} meanwhile")
+        return logits
+
+    def forward_fn(model, spectrogram):
+        feature_map, logits = convnext.forward(model, spectrogram)
+        like = jax.ShapeDtypeStruct(logits.shape, logits.dtype)
+        return feature_map, jax.pure_callback(wait, like, logits)
+
+    monkeypatch.setattr(audio, "load_clip", load)
+    slow = dataclasses.replace(classifier, forward_fn=forward_fn)
+    assert build(folder, slow, clips).clips == clips
+    assert len(runs) == 3
+
+
+def test_host_memory_does_not_grow_with_the_clips(folder, classifier, monkeypatch):
+    """Waveforms and shards come and go; what stays is a vector and logits a clip."""
+    front_end = dataclasses.replace(FRONT_END, clip_s=2.0)
+    monkeypatch.setattr(
+        audio, "load_clip", lambda *_: np.ones(front_end.num_samples, np.float32)
+    )
+    monkeypatch.setattr(cache, "SHARD_BYTES", 2**14)
+
+    def made_of(num_clips):
+        clips = [data.Clip(path=f"{n}.wav", label=0) for n in range(num_clips)]
+        return build(folder / str(num_clips), classifier, clips, front_end)
+
+    def peak(num_clips):
+        tracemalloc.start()
+        made = made_of(num_clips)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        kept = made.features.pooled.nbytes + made.features.logits.nbytes
+        return most - kept
+
+    made_of(8)  # compiles, imports
+    growth = peak(256) - peak(64)
+    # Of the 192 more, waveforms alone would be 12 MB. Lists of clips are not counted
+    # out: a line of the fingerprint, a path, a number each.
+    assert growth < 192 * 4 * front_end.num_samples / 20
 
 
 # --- interrupting and going on

@@ -2,6 +2,7 @@ import csv
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,57 @@ def test_threads_end_with_their_reader(clips):
     for thread in own:
         thread.join(timeout=5)
     assert not any(thread.is_alive() for thread in own)
+
+
+def test_a_batch_is_read_by_all_threads(clips, monkeypatch):
+    """None of four clips is there before all four have been begun."""
+    together = threading.Barrier(4, timeout=30)
+    load_clip = audio.load_clip
+
+    def load(*args):
+        together.wait()
+        return load_clip(*args)
+
+    monkeypatch.setattr(audio, "load_clip", load)
+    (batch,) = read(clips[:4], batch_size=4, num_threads=4)
+    assert batch["valid"].all()
+
+
+@pytest.mark.parametrize("part", [(0, 1), (1, 2)])
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("ahead_bytes", [data.AHEAD_BYTES, 7 * 400])
+def test_what_waits_does_not_grow(ahead_bytes, num_threads, part, clips, monkeypatch):
+    """Clips that have been begun and not handed out, whatever the number of clips."""
+    monkeypatch.setattr(data, "AHEAD_BYTES", ahead_bytes)
+    begun, lock = [], threading.Lock()
+
+    def load(path, front_end, offset_s):
+        with lock:
+            begun.append(path)
+        return np.ones(front_end.num_samples, np.float32)
+
+    monkeypatch.setattr(audio, "load_clip", load)
+    size = 4 // part[1]
+    waiting = []
+    for count in (40, 160):
+        begun.clear()
+        most = 0
+        batches = data.batches(
+            [clips[0]] * count,
+            FRONT_END,
+            batch_size=4,
+            skip_log=data.SkipLog(),
+            num_threads=num_threads,
+            part=part,
+        )
+        for number, _ in enumerate(batches):
+            time.sleep(1e-3)  # they read as far ahead as they may
+            most = max(most, len(begun) - number * size)
+        assert len(begun) == count // part[1]
+        waiting.append(most)
+    ahead = data.AHEAD_BATCHES * size if ahead_bytes == data.AHEAD_BYTES else 7
+    # The batch in hand is counted too.
+    assert max(waiting) <= ahead + size
 
 
 def test_a_program_that_stops_early_is_silent(clips):

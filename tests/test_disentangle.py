@@ -1,6 +1,7 @@
 """U = expm(A), its inverse, the head that undoes it, and the audit of both."""
 
 import dataclasses
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -217,6 +218,27 @@ def test_audit_in_chunks_is_the_audit(rng, head, pooled, monkeypatch):
     chunked = dataclasses.asdict(disentangle.audit(transform, head, pooled, logits))
     for name, value in dataclasses.asdict(whole).items():
         assert chunked[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_an_audit_makes_no_copy_of_the_logits(rng, monkeypatch):
+    """Of thousands of classes they are the largest thing on a host."""
+    monkeypatch.setattr(disentangle, "CHUNK_CLIPS", 16)
+    classes = 500
+    head = classifier.LinearHead(
+        weight=float32(rng.normal(size=(classes, C))), bias=jnp.zeros(classes)
+    )
+
+    def peak(num_clips):
+        pooled = rng.normal(size=(num_clips, C)).astype(np.float32)
+        logits = np.asarray(head(jnp.asarray(pooled)))
+        tracemalloc.start()
+        disentangle.audit(disentangle.identity(C), head, pooled, logits)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(16)  # compiles
+    assert peak(1024) - peak(64) < 1024 * classes * 4 / 10
 
 
 def test_audit_takes_host_arrays(head, pooled):

@@ -7,38 +7,12 @@ import pytest
 import scipy.linalg
 
 from apex_jax import expm
+from benchmarks import accuracy
 
 C = 24
 
 
-def kinds(rng):
-    gauss = rng.normal(size=(C, C))
-    return {
-        "general": gauss,
-        "antisymmetric": gauss - gauss.T,
-        "symmetric": gauss + gauss.T,
-        "decaying": -gauss @ gauss.T,
-        "non-normal": np.diag(np.full(C - 1, 10.0), 1) + 0.1 * gauss,
-        "nilpotent": np.triu(gauss, 1),
-        "rank two": rng.normal(size=(C, 2)) @ rng.normal(size=(2, C)),
-        "diagonal": np.diag(rng.uniform(-1, 1, C)),
-        "decaying diagonal": -np.diag(rng.uniform(0, 1, C)),
-        "heavy-tailed": rng.standard_t(2, size=(C, C)),
-        "minus identity": -np.eye(C) + 1e-3 * gauss,
-        "shifted": 3 * np.eye(C) + gauss,
-    }
-
-
-KINDS = list(kinds(np.random.default_rng(0)))
-
-
-def of_norm(matrix, norm):
-    return np.float32(matrix * norm / np.abs(matrix).sum(axis=0).max())
-
-
-def error_of(found, wanted):
-    """Relative to the largest entry."""
-    return np.abs(np.asarray(found, np.float64) - wanted).max() / np.abs(wanted).max()
+KINDS = list(accuracy.kinds(np.random.default_rng(0), C))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -49,10 +23,38 @@ def test_no_worse_than_the_reference(kind):
     for seed in range(8):
         rng = np.random.default_rng(seed)
         for norm in (0.1, 0.58, 0.59, 2.0, 5.0, 10.0, 18.0, 30.0, 50.0):
-            matrix = of_norm(kinds(rng)[kind], norm)
+            matrix = accuracy.of_norm(accuracy.kinds(rng, C)[kind], norm)
             wanted = scipy.linalg.expm(matrix.astype(np.float64))
-            theirs = error_of(reference(matrix), wanted)
-            assert error_of(ours(matrix), wanted) <= max(3 * theirs, 5e-6), norm
+            theirs = accuracy.error_of(reference(matrix), wanted)
+            assert accuracy.error_of(ours(matrix), wanted) <= max(3 * theirs, 5e-6), (
+                norm
+            )
+
+
+@pytest.mark.parametrize("kind", ["general", "antisymmetric", "non-normal"])
+def test_within_a_factor_of_three_at_256_channels(kind):
+    """The goal to the letter, where channels are many and matrices are like A's."""
+    for norm in (0.5, 5.0, 18.0, 50.0):
+        matrix = accuracy.of_norm(
+            accuracy.kinds(np.random.default_rng(0), 256)[kind], norm
+        )
+        wanted = scipy.linalg.expm(matrix.astype(np.float64))
+        theirs = accuracy.error_of(jax.scipy.linalg.expm(jnp.asarray(matrix)), wanted)
+        assert (
+            accuracy.error_of(expm.expm(jnp.asarray(matrix)), wanted) <= 3 * theirs
+        ), norm
+
+
+@pytest.mark.parametrize("kind", ["general", "antisymmetric", "non-normal"])
+def test_gradient_at_256_channels(kind, rng):
+    matrix = accuracy.of_norm(accuracy.kinds(rng, 256)[kind], 18.0)
+    cotangent = rng.normal(size=matrix.shape)
+    _, pull_back = jax.vjp(expm.expm, jnp.asarray(matrix))
+    (found,) = pull_back(jnp.asarray(cotangent, jnp.float32))
+    wanted = scipy.linalg.expm_frechet(
+        matrix.T.astype(np.float64), cotangent, compute_expm=False
+    )
+    assert accuracy.error_of(found, wanted) < 1e-5
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
@@ -61,14 +63,14 @@ def test_one_large_entry_does_not_overflow(noise, rng):
     matrix = np.float32(np.diag([-48.0] * (C - 1) + [48.0]))
     matrix += np.float32(noise * rng.normal(size=(C, C)))
     wanted = scipy.linalg.expm(matrix.astype(np.float64))
-    assert error_of(expm.expm(jnp.asarray(matrix)), wanted) < 5e-6
+    assert accuracy.error_of(expm.expm(jnp.asarray(matrix)), wanted) < 5e-6
     cotangent = rng.normal(size=(C, C))
     _, pull_back = jax.vjp(expm.expm, jnp.asarray(matrix))
     (found,) = pull_back(jnp.asarray(cotangent, jnp.float32))
     wanted = scipy.linalg.expm_frechet(
         matrix.T.astype(np.float64), cotangent, compute_expm=False
     )
-    assert error_of(found, wanted) < 2e-5
+    assert accuracy.error_of(found, wanted) < 2e-5
 
 
 def test_zero_is_exactly_the_identity():
@@ -102,17 +104,17 @@ def test_gradient_is_the_adjoint(kind, rng):
     """The Fréchet derivative of A^T along the cotangent, in float64."""
     cotangent = rng.normal(size=(C, C))
     for norm in (0.3, 4.0, 18.0, 50.0):
-        matrix = of_norm(kinds(rng)[kind], norm)
+        matrix = accuracy.of_norm(accuracy.kinds(rng, C)[kind], norm)
         _, pull_back = jax.vjp(expm.expm, jnp.asarray(matrix))
         (found,) = pull_back(jnp.asarray(cotangent, jnp.float32))
         wanted = scipy.linalg.expm_frechet(
             matrix.T.astype(np.float64), cotangent, compute_expm=False
         )
-        assert error_of(found, wanted) < 1e-5, norm
+        assert accuracy.error_of(found, wanted) < 1e-5, norm
 
 
 def test_gradient_is_the_finite_difference(rng):
-    matrix = of_norm(rng.normal(size=(4, 4)), 3.0).astype(np.float64)
+    matrix = accuracy.of_norm(rng.normal(size=(4, 4)), 3.0).astype(np.float64)
     weights = rng.normal(size=(4, 4))
     found = jax.grad(lambda a: jnp.sum(jnp.asarray(weights, a.dtype) * expm.expm(a)))(
         jnp.asarray(matrix, jnp.float32)
@@ -143,7 +145,7 @@ def test_out_of_range_is_all_nan(matrix):
 def test_just_in_range(rng):
     """Antisymmetric, so that nothing overflows: the result is a rotation."""
     gauss = rng.normal(size=(C, C))
-    matrix = of_norm(gauss - gauss.T, 0.99 * expm.LARGEST_NORM)
+    matrix = accuracy.of_norm(gauss - gauss.T, 0.99 * expm.LARGEST_NORM)
     found = np.asarray(expm.expm(jnp.asarray(matrix)))
     np.testing.assert_allclose(found @ found.T, np.eye(C), atol=1e-3)
 
@@ -151,7 +153,7 @@ def test_just_in_range(rng):
 @pytest.mark.parametrize("norm", [0.5, 18.0])
 def test_products_are_counted(norm, rng):
     """Three and one a squaring, twice as many back, all at the highest precision."""
-    matrix = jnp.asarray(of_norm(rng.normal(size=(C, C)), norm))
+    matrix = jnp.asarray(accuracy.of_norm(rng.normal(size=(C, C)), norm))
     _, pull_back = jax.vjp(expm.expm, matrix)
     forward, back = (
         str(jax.make_jaxpr(f)(matrix)) for f in (expm.expm, lambda g: pull_back(g))
@@ -174,7 +176,7 @@ def test_jit_vmap_and_one_compilation(rng):
         return expm.expm(matrix)
 
     for norm in (0.1, 5.0, 50.0):
-        matrix = jnp.asarray(of_norm(rng.normal(size=(C, C)), norm))
+        matrix = jnp.asarray(accuracy.of_norm(rng.normal(size=(C, C)), norm))
         np.testing.assert_allclose(
             value(matrix), expm.expm(matrix), rtol=1e-5, atol=1e-5
         )

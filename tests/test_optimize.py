@@ -1,6 +1,7 @@
 """Learning A against Adam and the method written again in NumPy."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -264,11 +265,58 @@ def test_every_epoch_has_an_order_of_its_own(rng, key, monkeypatch):
 
 
 def test_fewer_prototypes_do_not_compile_again(rng, key):
-    config = dataclasses.replace(CONFIG, learning_rate=2e-2)  # not compiled yet
-    before = optimize.run_epoch._cache_size()
-    _, history = fit(key, rng.normal(size=(N, F, T, C)), "time", config)
-    assert len(set(history.epoch_prototypes)) == 3
-    assert optimize.run_epoch._cache_size() == before + 1
+    programs = (optimize.run_epoch, bank.top_clips, bank.measure)
+    before = [program._cache_size() for program in programs]
+    # A number of clips that no other test has: nothing is compiled yet.
+    _, history = fit(key, rng.normal(size=(N + 2, F, T, C)), "time")
+    assert history.epoch_prototypes == [9, 9, 6, 6, 2]
+    after = [program._cache_size() for program in programs]
+    assert [n - m for n, m in zip(after, before, strict=True)] == [1, 1, 1]
+
+
+def products(program):
+    """Shapes of the factors of every matrix product in a program."""
+    for step in program.eqns:
+        if step.primitive.name == "dot_general":
+            yield tuple(factor.aval.shape for factor in step.invars)
+        for value in step.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
+
+
+@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+def test_a_step_multiplies_only_what_it_must(scheme, key):
+    """A pair costs its channel's row of U on its candidates, and one vector in U."""
+    config = dataclasses.replace(CONFIG, batch_size=13)
+    maps, generator = jnp.ones((N, F, T, C)), jnp.zeros((C, C))
+    program = jax.make_jaxpr(
+        functools.partial(
+            optimize.run_epoch, config=config, scheme=scheme, mesh=mesh_of(1)
+        )
+    )(
+        key,
+        generator,
+        config.optimiser().init(generator),
+        schemes.views(maps, keep_cells=scheme == "square"),
+        jnp.zeros((C, 4), jnp.int32),
+        jnp.int32(2),
+    )
+    candidates = {
+        "square": [F * T],
+        "time": [T],
+        "frequency": [F],
+        "time_frequency": [F, T],
+    }[scheme]
+    vectors = (13, C)
+    expected = [
+        # Where a loop over squarings stands once: four forward, eight back.
+        *[((C, C), (C, C))] * 12,
+        *[((13, count, C), vectors) for count in candidates],
+        (vectors, (C, C)),  # the vectors in U
+        (vectors, vectors),  # and U's gradient
+    ]
+    assert sorted(products(program.jaxpr)) == sorted(expected)
 
 
 MANY_STEPS = dataclasses.replace(CONFIG, batch_size=8, weight_decay=1e-5)
