@@ -29,6 +29,8 @@ from apex_jax import (
     explain,
     fit,
     hosts,
+    metrics,
+    objective,
     optimize,
     progress,
     resume,
@@ -45,6 +47,7 @@ from experiments import options
 TITLES = {"classifier": "ConvNeXt", "audioprotopnet": "AudioProtoPNet", "apex": "APEX"}
 LEARNED = "learned.json"
 STATE = "optimise-state"  # of U while it is learned
+PUSH = "push.json"
 LAYER_SCALE = 1.0  # the published 1e-6 is made for 300 epochs on ImageNet
 
 
@@ -206,9 +209,13 @@ def train_convnext(
 
 def train_prototypes(
     folder: Path, problem: Problem, config: options.Common, backbone: convnext.ConvNeXt
-) -> prototypes.AudioProtoPNet:
-    """An AudioProtoPNet trained on a trained ConvNeXt, kept in `folder`."""
-    return _trained(
+) -> tuple[prototypes.AudioProtoPNet, dict[str, Any] | None]:
+    """An AudioProtoPNet trained on a trained ConvNeXt, kept in `folder`.
+
+    Returns:
+      The network, pushed where that is asked for, and what the push changed.
+    """
+    model = _trained(
         folder,
         functools.partial(
             audioprotopnet.fit,
@@ -231,6 +238,85 @@ def train_prototypes(
         save=functools.partial(checkpoint.save_audioprotopnet, **_about(problem)),
         label="train AudioProtoPNet",
     )
+    if not config.push_prototypes:
+        return model, None
+    return _pushed(folder.with_name(f"{folder.name}-pushed"), problem, config, model)
+
+
+def _pushed(
+    folder: Path,
+    problem: Problem,
+    config: options.Common,
+    model: prototypes.AudioProtoPNet,
+) -> tuple[prototypes.AudioProtoPNet, dict[str, Any]]:
+    """The network pushed, kept in `folder`, and what that changed, kept beside it."""
+    file, splits = folder.parent / PUSH, problem.splits
+    digests = {
+        "network": resume.digest(model, repr(problem.front_end)),
+        "clips": resume.digest(*splits.train, "", *splits.validation),
+    }
+    found = hosts.collect(runs.read_json(file))[0] or {}
+    if found.get("digests") != digests:
+        clips = splits.train
+        with progress.bar("push prototypes", len(clips), "clip") as on_progress:
+            pushed, nearest = audioprotopnet.push(
+                model,
+                clips,
+                problem.front_end,
+                batch_size=config.batch_size,
+                on_progress=on_progress,
+                **problem.common,
+            )
+        there = nearest.index[:, 0] >= 0
+        effect = {
+            "prototypes": len(there),
+            "pushed": int(there.sum()),
+            "clips": len(np.unique(nearest.index[there])),
+            "similarity_before": float(np.mean(nearest.similarity[there])),
+            "validation_before": _validated(problem, config, model),
+            "validation_after": _validated(problem, config, pushed),
+        }
+        if hosts.is_primary():
+            # What it tells of is replaced: it must not stand beside the new one.
+            file.unlink(missing_ok=True)
+        checkpoint.save_audioprotopnet(folder, pushed, **_about(problem))
+        found = {"digests": digests, "effect": effect}
+        runs.write_json(file, found)
+        hosts.barrier("prototypes pushed")
+    effect = found["effect"]
+    before, after = effect["validation_before"], effect["validation_after"]
+    runs.report(
+        "push",
+        f"{effect['pushed']:,} of {effect['prototypes']:,} prototypes are now places "
+        f"of {effect['clips']:,} clips, {effect['similarity_before']:.2f} similar "
+        "before; on the validation clips "
+        + ", ".join(
+            f"{name.replace('_', ' ')} {value:.4g} before, {after[name]:.4g} after"
+            for name, value in before.items()
+        ),
+    )
+    return checkpoint.load_audioprotopnet(folder)[0], effect
+
+
+def _validated(
+    problem: Problem, config: options.Common, model: prototypes.AudioProtoPNet
+) -> dict[str, float]:
+    """Loss and scores of the validation clips, the network as it is tested."""
+    read, _, logits = runs.predictions(
+        "validate",
+        prototypes.as_network(model),
+        problem.splits.validation,
+        problem.front_end,
+        batch_size=config.batch_size,
+        **problem.common,
+    )
+    target = objective.targets(read, len(problem.class_names))
+    loss = objective.asymmetric(
+        jnp.asarray(logits), jnp.asarray(target), jnp.ones(len(read), bool)
+    )
+    probabilities = classifier_lib.probabilities(logits, "sigmoid")
+    scores = metrics.summary(target.astype(bool), probabilities, "sigmoid")
+    return {"loss": float(loss), **scores}
 
 
 def _trained(

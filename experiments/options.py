@@ -43,6 +43,10 @@ class Common:
     """Training of the classifier."""
     audioprotopnet: settings.PrototypeTraining = settings.PrototypeTraining()
     """Training of the AudioProtoPNet."""
+    push_prototypes: bool = False
+    """Replace each of AudioProtoPNet's trained prototypes by the most similar place of
+    a training clip of its class, as a prototype can be shown and heard; what that
+    changes is reported. The published networks are not pushed."""
     optimise: settings.Optimisation = settings.Optimisation()
     """Optimisation of U."""
 

@@ -447,6 +447,77 @@ def test_nearest_clips(clips, similarities, own_class):
         assert np.isnan(found.similarity[p, count:]).all()
 
 
+def test_nearest_clips_of_many_equals_and_one_broken(clips, tmp_path):
+    """Over several batches: ties go to the first, numbers count all clips given."""
+    (tmp_path / "broken.wav").write_text("no sound")
+    broken = dataclasses.replace(clips[0], path=tmp_path / "broken.wav")
+    asked = (broken, *[clips[0]] * 3, *clips[1:], clips[0])
+    skip_log = data.SkipLog()
+    found = audioprotopnet.nearest(
+        model_of(), asked, FRONT_END, num=4, batch_size=4, skip_log=skip_log
+    )
+    assert found.clips == asked
+    assert len(skip_log) == 1
+    copies = {1, 2, 3, len(asked) - 1}
+    for line in found.index[:EACH]:  # of the class of `clips[0]`
+        at = [i for i in line if i in copies]
+        assert at == sorted(copies)[: len(at)]
+    assert any(1 in line for line in found.index[:EACH])
+    with pytest.raises(ValueError, match="none of the 1 clips could be read"):
+        audioprotopnet.nearest(
+            model_of(), (broken,), FRONT_END, skip_log=data.SkipLog()
+        )
+
+
+def test_nearest_holds_the_best_alone(clips, monkeypatch):
+    """However many clips: what is sorted at a time is a batch and the best so far."""
+    sorted_at_once = []
+    real = audioprotopnet._largest
+
+    def largest(num, values, index):
+        sorted_at_once.append(sum(map(len, values)))
+        return real(num, values, index)
+
+    monkeypatch.setattr(audioprotopnet, "_largest", largest)
+    audioprotopnet.nearest(
+        model_of(),
+        clips * 3,
+        FRONT_END,
+        num=2,
+        batch_size=8,
+        mesh=test_cache.mesh_of(1),
+    )
+    assert max(sorted_at_once) == 2 + 8
+    assert len(sorted_at_once) == 8
+
+
+def test_push_runs_a_clip_once(clips, monkeypatch):
+    """Both prototypes of each class are nearest to the one clip that it has."""
+    few = tuple({clip.label: clip for clip in clips}.values())
+    read, real = [], data.batches
+
+    def batches(clips, *arguments, **options):
+        read.append([clip.path for clip in clips])
+        return real(clips, *arguments, **options)
+
+    monkeypatch.setattr(data, "batches", batches)
+    _, found = audioprotopnet.push(model_of(), few, FRONT_END, batch_size=2)
+    assert (found.index[:, 0] >= 0).all()
+    assert [len(paths) for paths in read] == [3, 3]
+    assert len(set(read[1])) == 3
+
+
+def test_push_without_any_class(clips):
+    """Nothing to push to: clips without a bird, say."""
+    none = tuple(data.Clip(path=clip.path, label=()) for clip in clips[:3])
+    model = model_of()
+    pushed, found = audioprotopnet.push(model, none, FRONT_END)
+    assert (found.index == -1).all()
+    np.testing.assert_array_equal(
+        pushed.head.prototypes[...], model.head.prototypes[...]
+    )
+
+
 def test_push_makes_prototypes_of_places(clips):
     model = model_of()
     some = tuple(clip for clip in clips if clip.label != 1)  # a class without clips

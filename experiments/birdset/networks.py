@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,6 +42,8 @@ class Networks:
       other: the AudioProtoPNet, None where it was not asked for.
       other_names: its eBird codes.
       front_end: of both.
+      push: what pushing the AudioProtoPNet's prototypes changed, None where it was not
+        done.
     """
 
     classifier: convnext.ConvNeXt
@@ -48,6 +51,7 @@ class Networks:
     other: prototypes.AudioProtoPNet | None
     other_names: tuple[str, ...]
     front_end: audio.FrontEnd
+    push: dict[str, Any] | None = None
 
     def restricted(self, names: Sequence[str], what: str) -> Networks:
         """The same networks with a test set's classes alone, in its order."""
@@ -118,7 +122,7 @@ def get(
       with_other: whether an AudioProtoPNet is wanted.
     """
     names, front_end = labels.read(config.labels, config.train_on), config.front_end
-    model = other = None
+    model = other = push = None
     other_names = names
     if config.weights is not None:
         model, metadata = checkpoint.load_classifier(_inside(config.weights))
@@ -138,7 +142,7 @@ def get(
         if model is None:
             model = methods.train_convnext(output / "classifier", problem, config)
         if other is None and with_other:
-            other = methods.train_prototypes(
+            other, push = methods.train_prototypes(
                 output / "audioprotopnet", problem, config, model
             )
             other_names = names
@@ -148,6 +152,7 @@ def get(
         other=other,
         other_names=other_names,
         front_end=front_end,
+        push=push,
     )
 
 

@@ -129,7 +129,7 @@ def _fold(
     with stages("train"):
         model = methods.train_convnext(folder / "classifier", problem, config)
     with stages("audioprotopnet"):
-        other = methods.train_prototypes(
+        other, push = methods.train_prototypes(
             folder / "audioprotopnet", problem, config, model
         )
     with stages("test"):
@@ -173,6 +173,7 @@ def _fold(
                 for method, probabilities in tested.probabilities().items()
             },
             "schemes": found,
+            "push": push,
             "skipped_files": len(skip_log),
             **stages.to_dict(),
         },
