@@ -286,11 +286,11 @@ def push(
     # asked of as many, so that one program does; what fills up is not counted.
     order = np.argsort(index, kind="stable")[np.sum(index < 0) :].astype(np.int32)
     chosen, counts = np.unique(index[order], return_counts=True)
-    counted = np.arange(counts.max()) < counts[:, None]
-    asked = np.zeros(counted.shape, np.int32)
+    counted: np.ndarray = np.arange(counts.max()) < counts[:, None]
+    asked: np.ndarray = np.zeros(counted.shape, np.int32)
     asked[counted] = order
     own, local = _share(len(chosen)), mesh_lib.local(mesh)
-    asked, counted = (part[own.start : own.stop] for part in (asked, counted))
+    asked, counted = asked[own.start : own.stop], counted[own.start : own.stop]
     copied = mesh_lib.replicate(model, local)
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     for batch in data.batches(

@@ -675,6 +675,27 @@ def test_published_weights(headless, prefix):
     np.testing.assert_allclose(found(spectrogram), headless(spectrogram), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("head", "backbone"),
+    [("", "backbone."), ("", ""), ("model.", "model.backbone."), ("model.", "model.")],
+)
+def test_published_weights_whose_head_shares_its_prefix(headless, head, backbone):
+    """Bare, or with one prefix for the whole network: the head is told by name."""
+    state = {
+        f"{head}{key.removeprefix('head.')}" if key.startswith("head.") else key: array
+        for key, array in published(headless, backbone).items()
+    }
+    found = audioprotopnet_keys.from_state_dict(state)
+    spectrogram = test_convnext.spectrograms(2, 24, 40)
+    np.testing.assert_allclose(found(spectrogram), headless(spectrogram), rtol=1e-6)
+    for extra in ("frequency_weights", "last_layer.extra"):
+        with pytest.raises(ValueError, match=extra):
+            audioprotopnet_keys.from_state_dict(state | {head + extra: np.ones(3)})
+    del state[f"{head}last_layer.bias"]
+    with pytest.raises(ValueError, match=r"left over: last_layer\.bias"):
+        audioprotopnet_keys.from_state_dict(state)
+
+
 def test_published_weights_that_do_not_fit(headless):
     state = published(headless)
     for change, message in [

@@ -121,16 +121,16 @@ def get(
       skip_log: takes files that cannot be read.
       with_other: whether an AudioProtoPNet is wanted.
     """
-    names, front_end = labels.read(config.labels, config.train_on), config.front_end
-    model = other = push = None
-    other_names = names
+    front_end, model, other, push = config.front_end, None, None, None
+    names: tuple[str, ...] = ()
+    other_names: tuple[str, ...] = ()
     if config.weights is not None:
         model, metadata = checkpoint.load_classifier(_inside(config.weights))
-        names = _names(config.weights, metadata["class_names"], names)
+        names = _names(config, config.weights, metadata["class_names"])
         front_end = _front_end(config.weights, metadata["front_end"], front_end)
     if config.prototypes is not None and with_other:
         other, metadata = checkpoint.load_audioprotopnet(config.prototypes)
-        other_names = _names(config.prototypes, metadata["class_names"], other_names)
+        other_names = _names(config, config.prototypes, metadata["class_names"])
         own = _front_end(config.prototypes, metadata["front_end"], front_end)
         if own != front_end:
             raise ValueError(
@@ -138,6 +138,7 @@ def get(
                 "classifier; they are compared on the same spectrograms"
             )
     if model is None or (other is None and with_other):
+        names = names or labels.read(config.labels, config.train_on)
         problem = _problem(config, names, front_end, mesh, skip_log)
         if model is None:
             model = methods.train_convnext(output / "classifier", problem, config)
@@ -269,11 +270,10 @@ def _inside(weights: Path) -> Path:
     return weights / "classifier" if (weights / "classifier").is_dir() else weights
 
 
-def _names(
-    path: Path, found: Sequence[str], listed: tuple[str, ...]
-) -> tuple[str, ...]:
-    """A checkpoint's classes; those of the list where it has but numbers."""
+def _names(config: options.Config, path: Path, found: Sequence[str]) -> tuple[str, ...]:
+    """A checkpoint's classes; those of --train-on's list where it has but numbers."""
     if all(name.isdigit() for name in found):
+        listed = labels.read(config.labels, config.train_on)
         if len(found) != len(listed):
             raise ValueError(
                 f"{path} has {len(found)} classes without names, --train-on's list has "
