@@ -815,6 +815,42 @@ def test_a_page_is_of_one_network(clips, tmp_path):
         report.write(tmp_path / "page.html", [one, other])
 
 
+def intermediates(jaxpr):
+    """Every array that a program makes, those of the programs in it too."""
+    for equation in jaxpr.eqns:
+        yield from (one.aval for one in equation.outvars)
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda one: hasattr(one, "eqns")
+        ):
+            if hasattr(inner, "eqns"):
+                yield from intermediates(inner)
+
+
+def test_similarities_to_all_birds_are_never_held_at_once():
+    """For 9,736 classes at the published width, in value and gradient; not run.
+
+    All of them would be 608 places x 48,680 prototypes, 118 MB a clip.
+    """
+    shape = convnext.ConvNeXtConfig(depths=(1,), dims=(1024,), num_classes=0)
+    config = network.AudioProtoPNetConfig(backbone=shape, num_classes=9736)
+    head = jax.eval_shape(lambda: network.PrototypeHead(config, rngs=nnx.Rngs(0)))
+    batch = 8
+    body = jax.ShapeDtypeStruct((batch, 8, 19, 1024), jnp.float32)
+    everything = batch * (16 * 38) * (9736 * 5)
+
+    def loss(head, body):
+        return jnp.sum(head.logits(head.similarities(body)))
+
+    learning = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    traced = learning.trace(head, body)
+    sizes = [one.size for one in intermediates(traced.jaxpr.jaxpr)]
+    # A chunk of prototypes at a time; the prototypes themselves are 50 million.
+    assert batch * 608 * network.CHUNK in sizes
+    assert max(sizes) < everything / 4
+    memory = traced.lower().compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * everything
+
+
 @pytest.mark.slow
 def test_as_many_classes_as_birds_there_are():
     """9,736 classes of five prototypes at the published width: a value and a gradient.
