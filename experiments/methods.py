@@ -40,9 +40,10 @@ from apex_jax import (
     train,
 )
 from apex_jax import classifier as classifier_lib
+from apex_jax.commands import clips as clips_of
 from apex_jax.models import audioprotopnet as prototypes
 from apex_jax.models import convnext
-from experiments import options
+from experiments import layout, options
 
 TITLES = {"classifier": "ConvNeXt", "audioprotopnet": "AudioProtoPNet", "apex": "APEX"}
 LEARNED = "learned.json"
@@ -280,6 +281,7 @@ def _pushed(
             # What it tells of is replaced: it must not stand beside the new one.
             file.unlink(missing_ok=True)
         checkpoint.save_audioprotopnet(folder, pushed, **_about(problem))
+        _list(folder, problem)
         found = {"digests": digests, "effect": effect}
         runs.write_json(file, found)
         hosts.barrier("prototypes pushed")
@@ -331,7 +333,7 @@ def _trained(
     **how: Any,
 ) -> Any:
     splits = problem.splits
-    return runs.trained(
+    network, _ = runs.trained(
         folder,
         learn,
         made_from={
@@ -344,7 +346,34 @@ def _trained(
         clips=(splits.train, splits.validation, problem.background),
         total=train.clips_in_all(training, len(splits.train), problem.mesh),
         **how,
-    )[0]
+    )
+    _list(folder, problem)
+    return network
+
+
+def _list(folder: Path, problem: Problem) -> None:
+    """What a network is trained on, as a manifest in its training folder.
+
+    `apex-jax figure` looks in it for what a prototype stands for.
+    """
+    if not hosts.is_primary():
+        return
+    several = problem.activation == "sigmoid"
+    lines = {}
+    for split in ("train", "validation"):
+        for clip in getattr(problem.splits, split):
+            classes = ";".join(problem.class_names[label] for label in clip.labels)
+            path = Path(clip.path).absolute()
+            # Once each, as a manifest has it: events of a recording can coincide.
+            lines[path, clip.offset_s] = (
+                path, classes, split, f"{float(clip.offset_s)!r}", clip.group
+            )  # fmt: skip
+    head = ("path", "labels" if several else "label", "split", "offset_s", "group")
+    text = layout.as_csv([head, *lines.values()])
+    beside = folder.with_name(folder.name + runs.TRAINING)
+    beside.mkdir(parents=True, exist_ok=True)
+    content = text.encode(errors="surrogateescape")
+    cache.write_whole(beside / clips_of.LISTED, lambda stream: stream.write(content))
 
 
 def _about(problem: Problem) -> dict[str, Any]:

@@ -627,6 +627,79 @@ def test_matches_of_a_clip(clips):
         boxes.matches(model, NAMES, spectrogram, target=3)
 
 
+def test_the_local_explanation(clips):
+    """Which prototypes, in which order, against the similarities of all of them."""
+    model = model_of()
+    waveform = jnp.asarray(test_cache.waveform_of(clips[0]))[None]
+    spectrogram = np.asarray(audio.spectrogram(FRONT_END, waveform)[0])
+    similarity = np.asarray(
+        model.head.similarities(model.backbone.body(jnp.asarray(spectrogram)[None]))
+    ).ravel()
+    logits = np.asarray(model(jnp.asarray(spectrogram)[None]))[0]
+    found = boxes.local(
+        model, NAMES, spectrogram, num_activated=4, num_classes=2, front_end=FRONT_END
+    )
+    np.testing.assert_allclose(found.logits, logits, rtol=1e-5, atol=1e-6)
+    order = np.argsort(-logits)
+    assert list(found.predicted) == [c for c in order if logits[c] >= 0]
+    values = [match.similarity for match in found.activated]
+    np.testing.assert_allclose(values, np.sort(similarity)[::-1][:4], atol=1e-6)
+    for match in found.activated:
+        assert similarity[match.prototype] == pytest.approx(match.similarity, abs=1e-6)
+        assert match.class_name == NAMES[match.prototype // EACH]
+    assert len(found.likeliest) == 2
+    for target, ones in zip(order, found.likeliest, strict=False):
+        alone = boxes.matches(
+            model, NAMES, spectrogram, target=int(target), front_end=FRONT_END
+        )
+        for one, other in zip(ones, alone, strict=True):
+            assert one.prototype == other.prototype
+            assert one.contribution == pytest.approx(other.contribution, abs=1e-6)
+            assert one.area == other.area
+            np.testing.assert_allclose(one.heatmap, other.heatmap, atol=1e-5)
+    few = boxes.local(model, NAMES, spectrogram, num_activated=0, num_classes=99)
+    assert few.activated == ()
+    assert len(few.likeliest) == CLASSES
+    with pytest.raises(ValueError, match="must not be negative; got -1 and 10"):
+        boxes.local(model, NAMES, spectrogram, num_activated=-1)
+
+
+def test_a_prototype_that_is_similar_to_nothing(clips):
+    """Its map is nothing, its box the whole clip; it adds nothing."""
+    model = model_of()
+    waveform = jnp.asarray(test_cache.waveform_of(clips[0]))[None]
+    spectrogram = np.asarray(audio.spectrogram(FRONT_END, waveform)[0])
+    body = model.backbone.body(jnp.asarray(spectrogram)[None])
+    arrays = convnext.named_arrays(model)
+    dead = np.array(arrays["head.prototypes"])
+    # Opposite to every place: their directions lie in one half of the space.
+    cells = np.asarray(body).reshape(-1, body.shape[-1])
+    mean = (cells / np.linalg.norm(cells, axis=1, keepdims=True)).mean(axis=0)
+    assert (cells @ mean > 0).all()
+    dead[1, 0] = -9 * mean
+    arrays["head.prototypes"] = dead
+    model = network.from_named_arrays(model.config, arrays)
+    found = boxes.matches(model, NAMES, spectrogram, target=1, front_end=FRONT_END)
+    (match,) = (one for one in found if one.prototype == EACH)
+    assert match.similarity == match.contribution == 0
+    assert not match.heatmap.any()
+    rows, frames = spectrogram.shape
+    assert match.area.box.rows == (0, rows)
+    assert match.area.box.frames == (0, frames)
+    result = boxes.explain(model, NAMES, FRONT_END, clips[0].path, target="middle")
+    (channel,) = (one for one in result.channels if one.index == EACH)
+    assert channel.areas == (match.area,)
+
+
+def test_a_flat_map_stands_out_nowhere():
+    """Equal but for what enlarging rounds, which must not choose a box."""
+    heat = boxes.enlarge(np.full((6, 7), 0.3), (24, 37))
+    assert heat.min() < heat.max()
+    box = boxes.box(heat)
+    assert (box.rows, box.frames) == ((0, 24), (0, 37))
+    assert not boxes.normalised(heat).any()
+
+
 # --- on disk, and from the published format
 
 

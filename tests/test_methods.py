@@ -8,6 +8,7 @@ import test_cache
 import test_convnext
 
 from apex_jax import audioprotopnet, data, objective, settings, train
+from apex_jax.commands import clips as clips_of
 from apex_jax.models import convnext
 from experiments import methods, options
 
@@ -78,6 +79,16 @@ def test_prototypes_are_pushed_and_the_effect_is_told(
         assert found["loss"] == pytest.approx(-each.mean(), rel=1e-4)
         hits = target[np.arange(len(target)), logits.argmax(axis=1)]
         assert found["top1_accuracy"] == pytest.approx(hits.mean())
+
+    # What `apex-jax figure` looks in for what a prototype stands for.
+    for name in ("audioprotopnet", "audioprotopnet-pushed"):
+        log = data.SkipLog(strict=True)
+        listed = clips_of.trained_on(tmp_path / name, NAMES[::-1], log)
+        assert [(c.path, c.offset_s, c.group) for c in listed] == [
+            (c.path, c.offset_s, c.group) for c in train_clips
+        ]
+        assert [2 - c.label for c in listed] == [c.label for c in train_clips]
+    assert clips_of.trained_on(tmp_path / "other", NAMES, log) is None
 
     kept = json.loads((tmp_path / methods.PUSH).read_text())
     assert kept["effect"] == effect
