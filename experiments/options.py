@@ -32,6 +32,9 @@ class Common:
     """Stop at the first file that cannot be read, instead of skipping it."""
     mask_draws: int = 10
     """Random masks a clip in the masking study."""
+    exclude_own: bool = False
+    """Draw random regions other than APEX's own; the paper draws among all, of which
+    there may be few."""
     batch_size: int = 32
     """Clips in the network at a time when it is not being trained."""
     matmul_dtype: settings.MatmulDtype = "float32"

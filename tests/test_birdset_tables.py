@@ -126,6 +126,7 @@ def test_table_4_on_the_same_network(done, copies, tmp_path):
             weights=output,
             test_on=("HSN",),
             explain_clips=12,
+            exclude_own=True,
         )
     )
     assert list(results["schemes"]) == ["square", "time", "frequency", "time_frequency"]
@@ -133,11 +134,15 @@ def test_table_4_on_the_same_network(done, copies, tmp_path):
     for row in results["schemes"].values():
         assert row["none"] == pytest.approx(first["scores"]["classifier"]["cmap"])
         assert 0 < row["p_value"] <= 1
+        audit = row["test_invariance"]
+        assert audit["changed_predictions"] == 0
+        assert audit["num_clips"] == row["clips"]
     text = (tmp_path / "table4" / "table4.md").read_text()
     assert f"{results['schemes']['time']['apex']:.3f}" in text
     # The paper's numbers are of SNE, and stand beside no other set.
     assert "| 0.28 |" not in text
     shown = tables.masked_terminal({**results, "test_on": "SNE"})
+    assert "never of APEX's own region" in " ".join(shown.split())
     assert "0.28" in shown
     assert max(map(len, shown.splitlines())) <= 80
 
