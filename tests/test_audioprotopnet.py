@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import itertools
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -573,6 +575,25 @@ def test_enlarged_as_opencv_does(rng):
         assert found[row, column] == pytest.approx(expected, abs=1e-12)
     flat = boxes.enlarge(np.full((3, 3), 2.5), (10, 11))
     np.testing.assert_allclose(flat, 2.5)
+
+
+OPENCV = json.loads((pathlib.Path(__file__).parent / "data" / "boxes.json").read_text())
+
+
+@pytest.mark.parametrize("case", OPENCV["cases"])
+def test_boxes_are_those_of_opencv(case):
+    """Recorded by `data/make_box_references.py`: enlarged maps and boxes."""
+    heat = boxes.on_spectrogram(np.array(case["similarity"]), tuple(case["shape"]))
+    found = [heat[tuple(at)] for at in case["at"]]
+    np.testing.assert_allclose(found, case["values"], atol=1e-6)
+    assert heat.max() == pytest.approx(case["largest"], abs=1e-6)
+    box = boxes.box(heat)
+    assert box.rows == tuple(case["box"]["rows"])
+    assert box.frames == tuple(case["box"]["frames"])
+
+
+def test_the_cases_of_opencv_try_the_choice_among_parts():
+    assert sum(case["box"]["parts"] > 1 for case in OPENCV["cases"]) >= 4
 
 
 def test_a_map_lies_where_its_cells_do():
