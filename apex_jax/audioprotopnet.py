@@ -20,7 +20,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from apex_jax import audio, cache, data, objective, progress, settings, train
+from apex_jax import (
+    audio,
+    cache,
+    data,
+    hosts,
+    objective,
+    progress,
+    settings,
+    train,
+)
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import audioprotopnet, convnext
 
@@ -124,7 +133,7 @@ class Nearest:
     Prototypes are counted class by class: number `class * prototypes a class + j`.
 
     Attributes:
-      clips: the clips that numbers point to.
+      clips: those looked in, which numbers point to.
       index: positions in `clips`, most similar first, `[prototype, n]`; -1 where a
         class has fewer clips.
       similarity: at the place of each clip where it is largest, `[prototype, n]`, NaN
@@ -150,9 +159,12 @@ def nearest(
 ) -> Nearest:
     """Looks up the clips that come closest to each prototype.
 
+    The host holds the best so far and no more: 9,736 classes and any number of clips
+    fit. Of equally similar clips the first is taken. Of several processes each looks
+    through its share; all return the whole.
+
     Args:
-      model: the network; `restrict` one of thousands of classes first, the
-        similarities of all clips to all prototypes are held on the host.
+      model: the network.
       clips: to look in.
       front_end: settings of the spectrogram.
       num: clips a prototype.
@@ -168,26 +180,60 @@ def nearest(
     if num < 1:
         raise ValueError(f"num must be at least 1; got {num}")
     classes, each = model.config.num_classes, model.config.num_prototypes
-    positions, similarity, _ = cache.predict(
+    skip_log = data.SkipLog(strict=True) if skip_log is None else skip_log
+    own = _share(len(clips))
+    best = np.full((num, classes * each), -np.inf, np.float32)
+    index = np.full(best.shape, -1, np.int32)
+    read = 0
+    for positions, arrays in cache.stream(
         audioprotopnet.as_network(model),
-        clips,
+        clips[own.start : own.stop],
         front_end,
         batch_size=batch_size,
         mesh=mesh_lib.make() if mesh is None else mesh,
-        skip_log=data.SkipLog(strict=True) if skip_log is None else skip_log,
+        skip_log=skip_log,
         on_progress=on_progress,
-    )
-    read = [clips[i] for i in positions]
-    if own_class:
-        carried = objective.targets(read, classes).astype(bool)
-        similarity = np.where(np.repeat(carried, each, axis=1), similarity, -np.inf)
-    order = np.argsort(-similarity, axis=0, kind="stable")[:num]
-    best = np.take_along_axis(similarity, order, axis=0)
+    ):
+        positions, similarity = positions + own.start, arrays["pooled"]
+        if own_class:
+            here = [clips[i] for i in positions]
+            carried = objective.targets(here, classes).astype(bool)
+            similarity = np.where(np.repeat(carried, each, axis=1), similarity, -np.inf)
+        # Few prototypes have a new clip among their best: the others are not sorted.
+        better = (similarity > best[-1]).any(axis=0)
+        best[:, better], index[:, better] = _largest(
+            num,
+            (best[:, better], similarity[:, better]),
+            (index[:, better], np.repeat(positions[:, None], better.sum(), axis=1)),
+        )
+        read += len(positions)
+    skip_log.share()
+    if not sum(hosts.collect(read)):
+        raise ValueError(f"none of the {len(clips)} clips could be read")
+    if len(own) < len(clips):
+        # In process order, which is that of the clips.
+        found = hosts.concatenate((best, index))
+        best, index = _largest(num, found[:1], found[1:])
     there = np.isfinite(best)
     return Nearest(
-        clips=tuple(read),
-        index=np.where(there, order, -1).T,
-        similarity=np.where(there, best, np.nan).T,
+        clips=tuple(clips), index=index.T, similarity=np.where(there, best, np.nan).T
+    )
+
+
+def _share(count: int) -> range:
+    """This process's part of the clips; of fewer than processes each takes all."""
+    return hosts.share(count) if count >= jax.process_count() else range(count)
+
+
+def _largest(
+    num: int, values: Sequence[np.ndarray], index: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of several `[any, prototype]` the `num` largest, ties to the first."""
+    joined, numbers = np.concatenate(values), np.concatenate(index)
+    order = np.argsort(-joined, axis=0, kind="stable")[:num]
+    return (
+        np.take_along_axis(joined, order, axis=0),
+        np.take_along_axis(numbers, order, axis=0),
     )
 
 
@@ -195,7 +241,11 @@ def push(
     model: audioprotopnet.AudioProtoPNet,
     clips: Sequence[data.Clip],
     front_end: audio.FrontEnd,
-    **options: Any,
+    *,
+    batch_size: int = 32,
+    mesh: Mesh | None = None,
+    skip_log: data.SkipLog | None = None,
+    on_progress: progress.OnProgress = progress.silent,
 ) -> tuple[audioprotopnet.AudioProtoPNet, Nearest]:
     """Replaces each prototype by the most similar place of its class's clips.
 
@@ -206,38 +256,91 @@ def push(
       model: the network.
       clips: to look in, the training clips.
       front_end: settings of the spectrogram.
-      **options: of `nearest`, but for num and own_class.
+      batch_size: clips a step.
+      mesh: devices; None for all.
+      skip_log: notes clips that cannot be read; None raises at the first.
+      on_progress: told how many clips are done.
 
     Returns:
-      The network, and the clip that each prototype now is a place of.
+      The network, and the clip that each prototype now is a place of, with how similar
+      that place was to the prototype before.
 
     Raises:
       ValueError: no clip could be read.
     """
-    found = nearest(model, clips, front_end, num=1, own_class=True, **options)
-    arrays = convnext.named_arrays(model)
-    shape = arrays["head.prototypes"].shape
-    vectors = np.array(arrays["head.prototypes"]).reshape(-1, shape[-1])
-    for prototype in np.flatnonzero(found.index[:, 0] >= 0):
-        clip = found.clips[found.index[prototype, 0]]
-        waveform = audio.load_clip(clip.path, front_end, clip.offset_s)
-        vectors[prototype] = _vector(
-            model, waveform[None], np.array([prototype]), front_end=front_end
+    mesh = mesh_lib.make() if mesh is None else mesh
+    found = nearest(
+        model,
+        clips,
+        front_end,
+        num=1,
+        batch_size=batch_size,
+        mesh=mesh,
+        skip_log=skip_log,
+        on_progress=on_progress,
+    )
+    index = found.index[:, 0]
+    if (index < 0).all():
+        return model, found
+    # By clip: each is run once, however many prototypes it is the nearest to. All are
+    # asked of as many, so that one program does; what fills up is not counted.
+    order = np.argsort(index, kind="stable")[np.sum(index < 0) :].astype(np.int32)
+    chosen, counts = np.unique(index[order], return_counts=True)
+    counted: np.ndarray = np.arange(counts.max()) < counts[:, None]
+    asked: np.ndarray = np.zeros(counted.shape, np.int32)
+    asked[counted] = order
+    own, local = _share(len(chosen)), mesh_lib.local(mesh)
+    asked, counted = asked[own.start : own.stop], counted[own.start : own.stop]
+    copied = mesh_lib.replicate(model, local)
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    for batch in data.batches(
+        [found.clips[i] for i in chosen[own.start : own.stop]],
+        front_end,
+        batch_size=mesh_lib.round_up(batch_size, local),
+        skip_log=data.SkipLog(strict=True),  # they were read a moment ago
+    ):
+        vectors = _nearest_places(
+            copied,
+            mesh_lib.shard(batch["waveform"], local),
+            mesh_lib.shard(asked[batch["index"]], local),
+            front_end=front_end,
+            mesh=local,
         )
-    arrays["head.prototypes"] = vectors.reshape(shape)
+        here = counted[batch["index"]] & batch["valid"][:, None]
+        parts.append((asked[batch["index"]][here], np.asarray(vectors)[here]))
+    number, places = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if len(own) < len(chosen):
+        number, places = hosts.concatenate((number, places))
+    arrays = convnext.named_arrays(model)
+    prototypes = np.array(arrays["head.prototypes"])
+    prototypes.reshape(-1, prototypes.shape[-1])[number] = places
+    arrays["head.prototypes"] = prototypes
     return audioprotopnet.from_named_arrays(model.config, arrays), found
 
 
-@functools.partial(jax.jit, static_argnames=("front_end",))
-def _vector(
+@functools.partial(jax.jit, static_argnames=("front_end", "mesh"))
+def _nearest_places(
     model: audioprotopnet.AudioProtoPNet,
-    waveform: Float[Array | np.ndarray, "one sample"],
-    prototype: Int[Array | np.ndarray, " one"],
+    waveform: Float[Array, "batch sample"],
+    asked: Int[Array, "batch prototypes"],
     *,
     front_end: audio.FrontEnd,
-) -> Float[Array, " chan"]:
-    """The finer map's vector where a prototype is most similar."""
-    body = model.backbone.body(audio.spectrogram(front_end, waveform))
-    similarity = model.head.maps(body, prototype)
-    cells = audioprotopnet.finer(body).reshape(-1, body.shape[-1])
-    return cells[jnp.argmax(similarity)]
+    mesh: Mesh,
+) -> Float[Array, "batch prototypes chan"]:
+    """The finer map's vectors of each clip where its prototypes are most similar."""
+
+    def on_device(model, spread):
+        waveform, asked = spread
+        body = model.backbone.body(audio.spectrogram(front_end, waveform))
+
+        def of_clip(body, asked):
+            similarity = model.head.maps(body[None], asked)[0]
+            cells = audioprotopnet.finer(body[None]).reshape(-1, body.shape[-1])
+            return cells[jnp.argmax(similarity.reshape(len(asked), -1), axis=1)]
+
+        return jax.vmap(of_clip)(body, asked)
+
+    together = front_end.couples_clips
+    return mesh_lib.map_clips(on_device, mesh, together=together)(
+        model, (waveform, asked)
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ from apex_jax.models import audioprotopnet, convnext
 PERCENTILE = 95
 # The kernel of OpenCV's cubic interpolation; other libraries take -0.5.
 SHARPNESS = -0.75
+# What differs by less than this share is equal but for the rounding of `enlarge`.
+FLAT = 1e-12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,25 @@ class Match:
         return self.weight * self.similarity
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Local:
+    """What the prototypes say of one clip.
+
+    Attributes:
+      logits: `[classes]`.
+      predicted: classes at least as likely as not, most likely first.
+      activated: the most similar prototypes of all classes, most similar first.
+      likeliest: of the most likely classes all prototypes, a tuple a class, most
+        likely first; within a class largest contribution first. A class's
+        contributions and its bias sum to its logit.
+    """
+
+    logits: np.ndarray
+    predicted: tuple[int, ...]
+    activated: tuple[Match, ...]
+    likeliest: tuple[tuple[Match, ...], ...]
+
+
 def matches(
     model: audioprotopnet.AudioProtoPNet,
     class_names: tuple[str, ...],
@@ -72,28 +94,101 @@ def matches(
     Raises:
       ValueError: no such class.
     """
-    classes, each = model.config.num_classes, model.config.num_prototypes
+    classes = model.config.num_classes
     if not 0 <= target < classes:
         raise ValueError(f"target must be 0 to {classes - 1}; got {target}")
-    chosen = target * each + np.arange(each)
-    weight = np.maximum(np.asarray(model.head.weight[...])[target], 0)
+    chosen = _of_class(model, target)
+    found = _matched(model, class_names, spectrogram, chosen, front_end)
+    return tuple(sorted(found, key=_by_contribution)[:num])
+
+
+def local(
+    model: audioprotopnet.AudioProtoPNet,
+    class_names: tuple[str, ...],
+    spectrogram: Float[Array | np.ndarray, "freq time"],
+    *,
+    num_activated: int = 20,
+    num_classes: int = 10,
+    front_end: frontend.FrontEnd | None = None,
+) -> Local:
+    """What the prototypes say of a clip, the local explanation of its authors.
+
+    Args:
+      model: the network; `restrict` it to the classes that can be in the clip.
+      class_names: in the order of the logits.
+      spectrogram: what the network sees of the clip.
+      num_activated: the most similar prototypes of all classes, so many at most.
+      num_classes: the most likely classes, so many at most, with all prototypes.
+      front_end: tells seconds and hertz.
+
+    Raises:
+      ValueError: a name for each class is missing, or a number is negative.
+    """
+    convnext.check_class_names(class_names, model.config.num_classes)
+    if min(num_activated, num_classes) < 0:
+        raise ValueError(
+            "num_activated and num_classes must not be negative; got "
+            f"{num_activated} and {num_classes}"
+        )
+    similar, scores = _judged(model, jnp.asarray(spectrogram)[None])
+    similarity, logits = np.asarray(similar).ravel(), np.asarray(scores)[0]
+    activated = np.argsort(-similarity, kind="stable")[:num_activated]
+    order = np.argsort(-logits, kind="stable").tolist()
+    of_class = [_of_class(model, c) for c in order[:num_classes]]
+    # Each prototype's map once, also where it is among both.
+    chosen = np.unique(np.concatenate([activated, *of_class]).astype(np.int32))
+    found = {
+        match.prototype: match
+        for match in _matched(model, class_names, spectrogram, chosen, front_end)
+    }
+    return Local(
+        logits=logits,
+        predicted=tuple(c for c in order if logits[c] >= 0),  # probability 0.5
+        activated=tuple(found[p] for p in activated.tolist()),
+        likeliest=tuple(
+            tuple(sorted((found[p] for p in ones.tolist()), key=_by_contribution))
+            for ones in of_class
+        ),
+    )
+
+
+def _of_class(model: audioprotopnet.AudioProtoPNet, target: int) -> np.ndarray:
+    """The numbers of a class's prototypes."""
+    each = model.config.num_prototypes
+    return target * each + np.arange(each)
+
+
+def _by_contribution(match: Match) -> float:
+    return -match.contribution
+
+
+def _matched(
+    model: audioprotopnet.AudioProtoPNet,
+    class_names: tuple[str, ...],
+    spectrogram: Float[Array | np.ndarray, "freq time"],
+    chosen: Int[np.ndarray, " chosen"],
+    front_end: frontend.FrontEnd | None,
+) -> list[Match]:
+    """Some prototypes in a clip, in the order asked for."""
+    each = model.config.num_prototypes
+    weight = np.maximum(np.asarray(model.head.weight[...]), 0).ravel()
     maps = np.asarray(_maps(model, jnp.asarray(spectrogram)[None], chosen)[0])
-    similarity = maps.max(axis=(1, 2))
-    stride = model.backbone.stride
     found = []
-    for j in np.argsort(-weight * similarity, kind="stable")[:num]:
-        heat = on_spectrogram(maps[j], np.shape(spectrogram), stride=stride)
+    for prototype, similarity in zip(chosen.tolist(), maps, strict=True):
+        heat = on_spectrogram(
+            similarity, np.shape(spectrogram), stride=model.backbone.stride
+        )
         found.append(
             Match(
-                prototype=int(chosen[j]),
-                class_name=class_names[target],
-                similarity=float(similarity[j]),
-                weight=float(weight[j]),
+                prototype=prototype,
+                class_name=class_names[prototype // each],
+                similarity=float(similarity.max()),
+                weight=float(weight[prototype]),
                 heatmap=normalised(heat),
                 area=explanation.area_of(box(heat), front_end),
             )
         )
-    return tuple(found)
+    return found
 
 
 def explain(
@@ -181,6 +276,44 @@ def explain(
     )
 
 
+def examples(
+    model: audioprotopnet.AudioProtoPNet,
+    class_names: tuple[str, ...],
+    front_end: audio.FrontEnd,
+    found: Sequence[Match],
+    nearest: training.Nearest,
+) -> list[tuple[str, np.ndarray, Match]]:
+    """The training clip that comes closest to each of the prototypes found.
+
+    Args:
+      model: the network.
+      class_names: in the order of the logits.
+      front_end: settings of the spectrogram.
+      found: from `matches`, of classes that have training clips.
+      nearest: from `audioprotopnet.nearest`.
+
+    Returns:
+      For each its file, its spectrogram and the same prototype there, as
+      `figures.prototypes` takes them.
+
+    Raises:
+      AudioError: a training clip cannot be used.
+      ValueError: a prototype whose class has no training clip.
+    """
+    shown = []
+    for match in found:
+        index = int(nearest.index[match.prototype, 0])
+        if index < 0:
+            raise ValueError(
+                f"prototype {match.prototype} is of {match.class_name}, of which there "
+                "is no training clip"
+            )
+        clip = nearest.clips[index]
+        pixels, there = _in_clip(model, class_names, front_end, match, clip)
+        shown.append((str(clip.path), pixels, there))
+    return shown
+
+
 def _index(class_names: tuple[str, ...], target: str | int) -> int:
     if isinstance(target, str):
         if target not in class_names:
@@ -203,26 +336,10 @@ def _examples(
     """The training clips that come closest to a prototype, with their boxes."""
     if nearest is None:
         return ()
-    each = model.config.num_prototypes
+    index = nearest.index[match.prototype, :num]
     found = []
-    for index in nearest.index[match.prototype, :num]:
-        if index < 0:
-            break
-        clip: data.Clip = nearest.clips[index]
-        pixels = look.spectrogram_of(
-            front_end, audio.load_clip(clip.path, front_end, clip.offset_s)
-        )
-        there = next(
-            one
-            for one in matches(
-                model,
-                class_names,
-                pixels,
-                target=match.prototype // each,
-                front_end=front_end,
-            )
-            if one.prototype == match.prototype
-        )
+    for clip in (nearest.clips[i] for i in index if i >= 0):
+        pixels, there = _in_clip(model, class_names, front_end, match, clip)
         found.append(
             explanation.Prototype(
                 clip=clip,
@@ -236,6 +353,30 @@ def _examples(
             )
         )
     return tuple(found)
+
+
+def _in_clip(
+    model: audioprotopnet.AudioProtoPNet,
+    class_names: tuple[str, ...],
+    front_end: audio.FrontEnd,
+    match: Match,
+    clip: data.Clip,
+) -> tuple[np.ndarray, Match]:
+    """A training clip's spectrogram, and the same prototype there."""
+    pixels = look.spectrogram_of(
+        front_end, audio.load_clip(clip.path, front_end, clip.offset_s)
+    )
+    chosen = np.array([match.prototype])
+    (there,) = _matched(model, class_names, pixels, chosen, front_end)
+    return pixels, there
+
+
+@jax.jit
+def _judged(
+    model: audioprotopnet.AudioProtoPNet, spectrogram: Float[Array, "one freq time"]
+) -> tuple[jax.Array, jax.Array]:
+    """The best similarity of every prototype, and the logits."""
+    return audioprotopnet.forward(model, spectrogram)
 
 
 @jax.jit
@@ -301,10 +442,16 @@ def box(heat: Float[np.ndarray, "freq time"]) -> schemes.Box:
     """The box around the part of a map that stands out.
 
     Of the values at or above the 95th percentile, the connected group (diagonals
-    count) with the largest mean.
+    count) with the largest mean; of equals the one that begins in the lowest row.
+
+    On a map that is flat but for rounding, as that of a prototype that is similar to
+    nothing in a clip, no part stands out: the box is the whole map.
     """
     from scipy import ndimage
 
+    if _is_flat(heat):
+        rows, frames = ((0.0, float(size)) for size in heat.shape)
+        return schemes.Box(rows=rows, frames=frames)
     bright = heat >= np.percentile(heat, PERCENTILE)
     labels, number = ndimage.label(bright, structure=np.ones((3, 3)))
     means = ndimage.mean(heat, labels, np.arange(1, number + 1))
@@ -316,6 +463,13 @@ def box(heat: Float[np.ndarray, "freq time"]) -> schemes.Box:
 
 
 def normalised(heat: Float[np.ndarray, "freq time"]) -> Float[np.ndarray, "freq time"]:
-    """From 0 to 1; nothing where a map is flat."""
+    """From 0 to 1; 0 everywhere where a map is flat but for rounding."""
+    if _is_flat(heat):
+        return np.zeros_like(heat)
     above = heat - heat.min()
-    return above / above.max() if above.max() > 0 else above
+    return above / above.max()
+
+
+def _is_flat(heat: np.ndarray) -> bool:
+    low, high = float(heat.min()), float(heat.max())
+    return high - low <= FLAT * max(abs(low), abs(high))

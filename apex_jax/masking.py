@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -48,6 +49,8 @@ class Study:
       apex: the top channel's region hidden, `[clip, classes]`.
       random: a random region hidden, `[draw, clip, classes]`.
       location: of the top channel's region, `[clip, 2]`.
+      own_share: how often a region is the clip's own if it is drawn from all; None
+        where the random ones were, and nothing need be made up for.
     """
 
     index: np.ndarray
@@ -55,6 +58,7 @@ class Study:
     apex: np.ndarray
     random: np.ndarray
     location: np.ndarray
+    own_share: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,6 +222,9 @@ def study(
     skip_log = data.SkipLog(strict=True) if skip_log is None else skip_log
     front_end.check_devices(mesh.size)
     mesh = mesh_lib.local(mesh)
+    pixels = jax.ShapeDtypeStruct((1, *front_end.shape), jnp.float32)
+    map_shape = jax.eval_shape(classifier, pixels)[0].shape[1:3]
+    grid = schemes.Grid.of(map_shape, front_end.shape, classifier.stride)
     classifier, transform = mesh_lib.replicate((classifier, transform), mesh)
     # Fewer clips than processes: each runs all of them.
     spread = len(clips) >= jax.process_count()
@@ -264,6 +271,7 @@ def study(
         apex=apex,
         random=np.moveaxis(random, 0, 1),
         location=location,
+        own_share=1 / math.prod(grid.regions(scheme)) if exclude_own else None,
     )
 
 

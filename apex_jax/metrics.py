@@ -77,6 +77,30 @@ def mean_average_precision(
     return _mean(values, known, absent)
 
 
+def quick_cmap(labels: Targets, scores: Matrix) -> float:
+    """`mean_average_precision` without absent classes, for a permutation test.
+
+    A class's average precision is the mean over its positives of the share of
+    positives among all that score at least as much; two sorts a class find it. The
+    same number to rounding, ten to a hundred times as fast as scikit-learn's.
+
+    Raises:
+      ValueError: no class has a positive.
+    """
+    labels = np.asarray(labels).astype(bool)
+    _check(labels, scores)
+    found = []
+    for present, column in zip(labels.T, np.ascontiguousarray(scores.T), strict=True):
+        own = np.sort(column[present])
+        if len(own):
+            positives = len(own) - np.searchsorted(own, own)
+            everything = len(column) - np.searchsorted(np.sort(column), own)
+            found.append(float(np.mean(positives / everything)))
+    if not found:
+        raise ValueError("every class is absent from these clips: nothing to average")
+    return float(np.mean(found))
+
+
 def auroc(labels: Targets, scores: Matrix, *, absent: Absent = "ignore") -> float:
     """Macro mean of the area under each class's ROC curve.
 

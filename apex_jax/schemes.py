@@ -297,6 +297,15 @@ class Grid:
         margin = [(0, n - m) for n, m in zip(self.input_shape, inside, strict=True)]
         return jnp.pad(fine, margin)
 
+    def regions(self, scheme: Scheme) -> tuple[int, int]:
+        """How many different regions there are along rows and along columns."""
+        rows, columns = self.map_shape
+        if scheme == "time":
+            rows = 1
+        elif scheme == "frequency":
+            columns = 1
+        return rows, columns
+
     def random_location(self, key: jax.Array) -> Int[Array, "2"]:
         """A uniformly random cell: the control of the masking study. Unbatched."""
         return jax.random.randint(key, (2,), 0, np.array(self.map_shape))
@@ -315,11 +324,7 @@ class Grid:
           `(row, column)`, 0 along an axis that the scheme leaves open; `location`'s
           own region where the map has no other.
         """
-        rows, columns = self.map_shape
-        if scheme == "time":
-            rows = 1
-        elif scheme == "frequency":
-            columns = 1
+        rows, columns = self.regions(scheme)
         row, column = location * (location != ALL)
         # One to all but one steps on from its own, around the end.
         step = jax.random.randint(key, (), 1, rows * columns)

@@ -20,15 +20,21 @@ def p_value(
     apex: Float[np.ndarray, "clip classes"],
     random: Float[np.ndarray, "draw clip classes"],
     *,
+    own_share: float | None = None,
     permutations: int = 1000,
     seed: int = 0,
 ) -> float:
     """One-sided p of "the regions hurt no more than random ones".
 
     Args:
-      statistic: of all clips' logits; larger where more was lost.
+      statistic: of all clips' logits, or what is made of them; larger where more was
+        lost. It is asked once a permutation: `metrics.quick_cmap` is made for that.
       apex: logits with the regions hidden.
       random: logits of the same clips with random regions hidden.
+      own_share: where random regions are never APEX's, how often a region drawn from
+        all would be (`masking.Study`): so often APEX's is picked. Picked like each of
+        the others it would be too seldom on a map of few regions, and p too small.
+        None where each random region can be APEX's.
       permutations: how many random choices; p is at least 1 / (permutations + 1).
       seed: of the choices.
 
@@ -40,15 +46,23 @@ def p_value(
             "apex and random are logits of the same clips, [clip, classes] and [draw, "
             f"clip, classes], not empty; got {apex.shape} and {random.shape}"
         )
+    if own_share is not None and not 0 < own_share <= 1:
+        raise ValueError(f"own_share must be above 0 and at most 1; got {own_share}")
     if permutations < 1:
         raise ValueError(f"permutations must be at least 1; got {permutations}")
     masks = np.concatenate([apex[None], random])
     clips = np.arange(apex.shape[0])
     rng = np.random.default_rng(seed)
+
+    def picked() -> np.ndarray:
+        if own_share is None:
+            return rng.integers(len(masks), size=len(clips))
+        others = rng.integers(1, len(masks), size=len(clips))
+        return np.where(rng.random(len(clips)) < own_share, 0, others)
+
     # Rounding must not decide between equal statistics.
     observed = statistic(apex) - 1e-9
     reached = sum(
-        statistic(masks[rng.integers(len(masks), size=len(clips)), clips]) >= observed
-        for _ in range(permutations)
+        statistic(masks[picked(), clips]) >= observed for _ in range(permutations)
     )
     return float((1 + reached) / (1 + permutations))

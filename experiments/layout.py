@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 NONE = "–"  # in the place of a number that is not there
 Rows = Sequence[Sequence[str]]
@@ -35,6 +37,17 @@ def latex(rows: Rows) -> str:
         r"\end{tabular}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def note_on_p(results: Mapping[str, Any]) -> list[str]:
+    """What a table of masks says below it, for 80 columns."""
+    draws = f"{results['draws']} draws a clip"
+    draws += ", never of APEX's own region" * results["exclude_own"]
+    return textwrap.wrap(
+        "p: how often as much would be lost if APEX's regions were like random ones "
+        f"({draws})",
+        80,
+    )
 
 
 def as_csv(rows: Iterable[Sequence[object]]) -> str:

@@ -29,6 +29,8 @@ from apex_jax import (
     explain,
     fit,
     hosts,
+    metrics,
+    objective,
     optimize,
     progress,
     resume,
@@ -38,13 +40,15 @@ from apex_jax import (
     train,
 )
 from apex_jax import classifier as classifier_lib
+from apex_jax.commands import clips as clips_of
 from apex_jax.models import audioprotopnet as prototypes
 from apex_jax.models import convnext
-from experiments import options
+from experiments import layout, options
 
 TITLES = {"classifier": "ConvNeXt", "audioprotopnet": "AudioProtoPNet", "apex": "APEX"}
 LEARNED = "learned.json"
 STATE = "optimise-state"  # of U while it is learned
+PUSH = "push.json"
 LAYER_SCALE = 1.0  # the published 1e-6 is made for 300 epochs on ImageNet
 
 
@@ -214,9 +218,13 @@ def train_convnext(
 
 def train_prototypes(
     folder: Path, problem: Problem, config: options.Common, backbone: convnext.ConvNeXt
-) -> prototypes.AudioProtoPNet:
-    """An AudioProtoPNet trained on a trained ConvNeXt, kept in `folder`."""
-    return _trained(
+) -> tuple[prototypes.AudioProtoPNet, dict[str, Any] | None]:
+    """An AudioProtoPNet trained on a trained ConvNeXt, kept in `folder`.
+
+    Returns:
+      The network, pushed where that is asked for, and what the push changed.
+    """
+    model = _trained(
         folder,
         functools.partial(
             audioprotopnet.fit,
@@ -239,6 +247,86 @@ def train_prototypes(
         save=functools.partial(checkpoint.save_audioprotopnet, **_about(problem)),
         label="train AudioProtoPNet",
     )
+    if not config.push_prototypes:
+        return model, None
+    return _pushed(folder.with_name(f"{folder.name}-pushed"), problem, config, model)
+
+
+def _pushed(
+    folder: Path,
+    problem: Problem,
+    config: options.Common,
+    model: prototypes.AudioProtoPNet,
+) -> tuple[prototypes.AudioProtoPNet, dict[str, Any]]:
+    """The network pushed, kept in `folder`, and what that changed, kept beside it."""
+    file, splits = folder.parent / PUSH, problem.splits
+    digests = {
+        "network": resume.digest(model, repr(problem.front_end)),
+        "clips": resume.digest(*splits.train, "", *splits.validation),
+    }
+    found = hosts.collect(runs.read_json(file))[0] or {}
+    if found.get("digests") != digests:
+        clips = splits.train
+        with progress.bar("push prototypes", len(clips), "clip") as on_progress:
+            pushed, nearest = audioprotopnet.push(
+                model,
+                clips,
+                problem.front_end,
+                batch_size=config.batch_size,
+                on_progress=on_progress,
+                **problem.common,
+            )
+        there = nearest.index[:, 0] >= 0
+        effect = {
+            "prototypes": len(there),
+            "pushed": int(there.sum()),
+            "clips": len(np.unique(nearest.index[there])),
+            "similarity_before": float(np.mean(nearest.similarity[there])),
+            "validation_before": _validated(problem, config, model),
+            "validation_after": _validated(problem, config, pushed),
+        }
+        if hosts.is_primary():
+            # What it tells of is replaced: it must not stand beside the new one.
+            file.unlink(missing_ok=True)
+        checkpoint.save_audioprotopnet(folder, pushed, **_about(problem))
+        _list(folder, problem)
+        found = {"digests": digests, "effect": effect}
+        runs.write_json(file, found)
+        hosts.barrier("prototypes pushed")
+    effect = found["effect"]
+    before, after = effect["validation_before"], effect["validation_after"]
+    runs.report(
+        "push",
+        f"{effect['pushed']:,} of {effect['prototypes']:,} prototypes are now places "
+        f"of {effect['clips']:,} clips, {effect['similarity_before']:.2f} similar "
+        "before; on the validation clips "
+        + ", ".join(
+            f"{name.replace('_', ' ')} {value:.4g} before, {after[name]:.4g} after"
+            for name, value in before.items()
+        ),
+    )
+    return checkpoint.load_audioprotopnet(folder)[0], effect
+
+
+def _validated(
+    problem: Problem, config: options.Common, model: prototypes.AudioProtoPNet
+) -> dict[str, float]:
+    """Loss and scores of the validation clips, the network as it is tested."""
+    read, _, logits = runs.predictions(
+        "validate",
+        prototypes.as_network(model),
+        problem.splits.validation,
+        problem.front_end,
+        batch_size=config.batch_size,
+        **problem.common,
+    )
+    target = objective.targets(read, len(problem.class_names))
+    loss = objective.asymmetric(
+        jnp.asarray(logits), jnp.asarray(target), jnp.ones(len(read), bool)
+    )
+    probabilities = classifier_lib.probabilities(logits, "sigmoid")
+    scores = metrics.summary(target.astype(bool), probabilities, "sigmoid")
+    return {"loss": float(loss), **scores}
 
 
 def _trained(
@@ -253,7 +341,7 @@ def _trained(
     **how: Any,
 ) -> Any:
     splits = problem.splits
-    return runs.trained(
+    network, _ = runs.trained(
         folder,
         learn,
         made_from={
@@ -266,7 +354,34 @@ def _trained(
         clips=(splits.train, splits.validation, problem.background),
         total=train.clips_in_all(training, len(splits.train), problem.mesh),
         **how,
-    )[0]
+    )
+    _list(folder, problem)
+    return network
+
+
+def _list(folder: Path, problem: Problem) -> None:
+    """What a network is trained on, as a manifest in its training folder.
+
+    `apex-jax figure` looks in it for what a prototype stands for.
+    """
+    if not hosts.is_primary():
+        return
+    several = problem.activation == "sigmoid"
+    lines = {}
+    for split in ("train", "validation"):
+        for clip in getattr(problem.splits, split):
+            classes = ";".join(problem.class_names[label] for label in clip.labels)
+            path = Path(clip.path).absolute()
+            # Once each, as a manifest has it: events of a recording can coincide.
+            lines[path, clip.offset_s] = (
+                path, classes, split, f"{float(clip.offset_s)!r}", clip.group
+            )  # fmt: skip
+    head = ("path", "labels" if several else "label", "split", "offset_s", "group")
+    text = layout.as_csv([head, *lines.values()])
+    beside = folder.with_name(folder.name + runs.TRAINING)
+    beside.mkdir(parents=True, exist_ok=True)
+    content = text.encode(errors="surrogateescape")
+    cache.write_whole(beside / clips_of.LISTED, lambda stream: stream.write(content))
 
 
 def _about(problem: Problem) -> dict[str, Any]:

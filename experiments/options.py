@@ -32,6 +32,9 @@ class Common:
     """Stop at the first file that cannot be read, instead of skipping it."""
     mask_draws: int = 10
     """Random masks a clip in the masking study."""
+    exclude_own: bool = False
+    """Draw random regions other than APEX's own; the paper draws among all, of which
+    there may be few."""
     batch_size: int = 32
     """Clips in the network at a time when it is not being trained."""
     matmul_dtype: settings.MatmulDtype = "float32"
@@ -43,6 +46,10 @@ class Common:
     """Training of the classifier."""
     audioprotopnet: settings.PrototypeTraining = settings.PrototypeTraining()
     """Training of the AudioProtoPNet."""
+    push_prototypes: bool = False
+    """Replace each of AudioProtoPNet's trained prototypes by the most similar place of
+    a training clip of its class, as a prototype can be shown and heard; what that
+    changes is reported. The published networks are not pushed."""
     optimise: settings.Optimisation = settings.Optimisation()
     """Optimisation of U."""
 

@@ -5,7 +5,8 @@
 
 Every recording goes through the seven signal-processing vocoders of
 `experiments.vocoders`; original and fakes are written alike, so that neither format
-nor loudness tells them apart. Where file names say who speaks, --speaker keeps each
+nor loudness (RMS) tells them apart: where a fake of a loud recording would clip, all of
+that recording is made quieter. Where file names say who speaks, --speaker keeps each
 speaker in one split, which `experiments.wavefake` then honours. Interrupted, the same
 command goes on. None of these vocoders is neural: what is learned is their artefacts.
 """
@@ -38,6 +39,7 @@ PARTS = ("LJSpeech-1.1", "generated_audio")
 SHARE = 0.2  # of the recordings to test on, and as many to validate on
 ENOUGH = 24  # recordings that make other processes worth their start
 LEAST_HZ, LEAST_S = 8000, 0.1  # what the vocoders can take
+EQUAL = 1e-3  # share by which loudness may differ, a hundredth of a decibel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -283,17 +285,31 @@ def _make(job: tuple[str, str, Path, Sequence[str], Config]) -> str | None:
     peak = np.abs(original).max()
     if peak > 1:  # would be clipped, the original more than its fakes
         original = original / peak
-    for name in missing:
-        waveform = original
-        if name is not None:
-            own = [
-                config.seed,
-                zlib.crc32(sentence.encode()),
-                zlib.crc32(name.encode()),
-            ]
-            waveform = vocoders.VOCODERS[name](original, rate, seed=own)
-        _save(files[name], waveform, rate)
+    made: dict[str | None, np.ndarray] = {None: original}
+    for name in names:  # all of them, as each can be the one that the others follow
+        own = [config.seed, zlib.crc32(sentence.encode()), zlib.crc32(name.encode())]
+        made[name] = vocoders.VOCODERS[name](original, rate, seed=own)
+    gain = even(made)
+    for version in missing:
+        _save(files[version], made[version] * gain[version], rate)
     return None
+
+
+def even(made: Mapping[Any, np.ndarray]) -> dict[Any, np.float32]:
+    """Factors, at most 1, that make all waveforms as loud as the quietest of them.
+
+    Exactly 1 for what is as loud but for rounding, and for silence, which nothing can
+    be made as quiet as.
+    """
+    rms = {
+        name: float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
+        for name, waveform in made.items()
+    }
+    quietest = min((value for value in rms.values() if value), default=0.0)
+    return {
+        name: np.float32(1 if value * (1 - EQUAL) <= quietest else quietest / value)
+        for name, value in rms.items()
+    }
 
 
 def _save(path: Path, waveform: np.ndarray, sample_rate: int) -> None:

@@ -7,7 +7,8 @@ in a result; they are for trying the tool where no corpus is at hand, and for ma
 fakes of one's own recordings.
 
 All take `(waveform [sample], sample_rate, *, seed)` and give a waveform of the same
-length and loudness, so that neither is a cue. They run from 8000 Hz and 0.1 s up.
+length and loudness (RMS), so that neither is a cue; quieter only where it would clip,
+which `vocode` makes up for. They run from 8000 Hz and 0.1 s up.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ def run(folder, mesh):
     import test_cache
 
     from apex_jax import (
+        audioprotopnet,
         bank,
         cache,
         data,
@@ -31,6 +32,7 @@ def run(folder, mesh):
         metrics,
         optimize,
     )
+    from apex_jax.models import audioprotopnet as prototypes
 
     cache.SHARD_BYTES = 1  # a shard a batch
     classifier = test_cache.classifier_of()
@@ -119,6 +121,19 @@ def run(folder, mesh):
         for score in (metrics.mean_average_precision, metrics.auroc)
         for logits in (study.none, study.apex)
     ]
+    model = prototypes.on(
+        classifier.params, num_classes=3, num_prototypes=2, key=jax.random.key(5)
+    )
+    log = data.SkipLog()
+    arguments = (model, clips, test_cache.FRONT_END)
+    options = {"batch_size": 4, "mesh": mesh, "skip_log": log}
+    nearest = audioprotopnet.nearest(*arguments, num=3, **options)
+    pushed, _ = audioprotopnet.push(*arguments, **options)
+    found |= {
+        "nearest index": nearest.index,
+        "nearest similarity": nearest.similarity,
+        "pushed": pushed.head.prototypes[...],
+    }
     return {name: np.asarray(value) for name, value in found.items()}
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import itertools
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -447,6 +449,77 @@ def test_nearest_clips(clips, similarities, own_class):
         assert np.isnan(found.similarity[p, count:]).all()
 
 
+def test_nearest_clips_of_many_equals_and_one_broken(clips, tmp_path):
+    """Over several batches: ties go to the first, numbers count all clips given."""
+    (tmp_path / "broken.wav").write_text("no sound")
+    broken = dataclasses.replace(clips[0], path=tmp_path / "broken.wav")
+    asked = (broken, *[clips[0]] * 3, *clips[1:], clips[0])
+    skip_log = data.SkipLog()
+    found = audioprotopnet.nearest(
+        model_of(), asked, FRONT_END, num=4, batch_size=4, skip_log=skip_log
+    )
+    assert found.clips == asked
+    assert len(skip_log) == 1
+    copies = {1, 2, 3, len(asked) - 1}
+    for line in found.index[:EACH]:  # of the class of `clips[0]`
+        at = [i for i in line if i in copies]
+        assert at == sorted(copies)[: len(at)]
+    assert any(1 in line for line in found.index[:EACH])
+    with pytest.raises(ValueError, match="none of the 1 clips could be read"):
+        audioprotopnet.nearest(
+            model_of(), (broken,), FRONT_END, skip_log=data.SkipLog()
+        )
+
+
+def test_nearest_holds_the_best_alone(clips, monkeypatch):
+    """However many clips: what is sorted at a time is a batch and the best so far."""
+    sorted_at_once = []
+    real = audioprotopnet._largest
+
+    def largest(num, values, index):
+        sorted_at_once.append(sum(map(len, values)))
+        return real(num, values, index)
+
+    monkeypatch.setattr(audioprotopnet, "_largest", largest)
+    audioprotopnet.nearest(
+        model_of(),
+        clips * 3,
+        FRONT_END,
+        num=2,
+        batch_size=8,
+        mesh=test_cache.mesh_of(1),
+    )
+    assert max(sorted_at_once) == 2 + 8
+    assert len(sorted_at_once) == 8
+
+
+def test_push_runs_a_clip_once(clips, monkeypatch):
+    """Both prototypes of each class are nearest to the one clip that it has."""
+    few = tuple({clip.label: clip for clip in clips}.values())
+    read, real = [], data.batches
+
+    def batches(clips, *arguments, **options):
+        read.append([clip.path for clip in clips])
+        return real(clips, *arguments, **options)
+
+    monkeypatch.setattr(data, "batches", batches)
+    _, found = audioprotopnet.push(model_of(), few, FRONT_END, batch_size=2)
+    assert (found.index[:, 0] >= 0).all()
+    assert [len(paths) for paths in read] == [3, 3]
+    assert len(set(read[1])) == 3
+
+
+def test_push_without_any_class(clips):
+    """Nothing to push to: clips without a bird, say."""
+    none = tuple(data.Clip(path=clip.path, label=()) for clip in clips[:3])
+    model = model_of()
+    pushed, found = audioprotopnet.push(model, none, FRONT_END)
+    assert (found.index == -1).all()
+    np.testing.assert_array_equal(
+        pushed.head.prototypes[...], model.head.prototypes[...]
+    )
+
+
 def test_push_makes_prototypes_of_places(clips):
     model = model_of()
     some = tuple(clip for clip in clips if clip.label != 1)  # a class without clips
@@ -504,6 +577,25 @@ def test_enlarged_as_opencv_does(rng):
     np.testing.assert_allclose(flat, 2.5)
 
 
+OPENCV = json.loads((pathlib.Path(__file__).parent / "data" / "boxes.json").read_text())
+
+
+@pytest.mark.parametrize("case", OPENCV["cases"])
+def test_boxes_are_those_of_opencv(case):
+    """Recorded by `data/make_box_references.py`: enlarged maps and boxes."""
+    heat = boxes.on_spectrogram(np.array(case["similarity"]), tuple(case["shape"]))
+    found = [heat[tuple(at)] for at in case["at"]]
+    np.testing.assert_allclose(found, case["values"], atol=1e-6)
+    assert heat.max() == pytest.approx(case["largest"], abs=1e-6)
+    box = boxes.box(heat)
+    assert box.rows == tuple(case["box"]["rows"])
+    assert box.frames == tuple(case["box"]["frames"])
+
+
+def test_the_cases_of_opencv_try_the_choice_among_parts():
+    assert sum(case["box"]["parts"] > 1 for case in OPENCV["cases"]) >= 4
+
+
 def test_a_map_lies_where_its_cells_do():
     """Cells of 8 x 8 pixels, of which the last frames belong to none."""
     similarity = np.zeros((6, 8))
@@ -556,6 +648,79 @@ def test_matches_of_a_clip(clips):
         boxes.matches(model, NAMES, spectrogram, target=3)
 
 
+def test_the_local_explanation(clips):
+    """Which prototypes, in which order, against the similarities of all of them."""
+    model = model_of()
+    waveform = jnp.asarray(test_cache.waveform_of(clips[0]))[None]
+    spectrogram = np.asarray(audio.spectrogram(FRONT_END, waveform)[0])
+    similarity = np.asarray(
+        model.head.similarities(model.backbone.body(jnp.asarray(spectrogram)[None]))
+    ).ravel()
+    logits = np.asarray(model(jnp.asarray(spectrogram)[None]))[0]
+    found = boxes.local(
+        model, NAMES, spectrogram, num_activated=4, num_classes=2, front_end=FRONT_END
+    )
+    np.testing.assert_allclose(found.logits, logits, rtol=1e-5, atol=1e-6)
+    order = np.argsort(-logits)
+    assert list(found.predicted) == [c for c in order if logits[c] >= 0]
+    values = [match.similarity for match in found.activated]
+    np.testing.assert_allclose(values, np.sort(similarity)[::-1][:4], atol=1e-6)
+    for match in found.activated:
+        assert similarity[match.prototype] == pytest.approx(match.similarity, abs=1e-6)
+        assert match.class_name == NAMES[match.prototype // EACH]
+    assert len(found.likeliest) == 2
+    for target, ones in zip(order, found.likeliest, strict=False):
+        alone = boxes.matches(
+            model, NAMES, spectrogram, target=int(target), front_end=FRONT_END
+        )
+        for one, other in zip(ones, alone, strict=True):
+            assert one.prototype == other.prototype
+            assert one.contribution == pytest.approx(other.contribution, abs=1e-6)
+            assert one.area == other.area
+            np.testing.assert_allclose(one.heatmap, other.heatmap, atol=1e-5)
+    few = boxes.local(model, NAMES, spectrogram, num_activated=0, num_classes=99)
+    assert few.activated == ()
+    assert len(few.likeliest) == CLASSES
+    with pytest.raises(ValueError, match="must not be negative; got -1 and 10"):
+        boxes.local(model, NAMES, spectrogram, num_activated=-1)
+
+
+def test_a_prototype_that_is_similar_to_nothing(clips):
+    """Its map is nothing, its box the whole clip; it adds nothing."""
+    model = model_of()
+    waveform = jnp.asarray(test_cache.waveform_of(clips[0]))[None]
+    spectrogram = np.asarray(audio.spectrogram(FRONT_END, waveform)[0])
+    body = model.backbone.body(jnp.asarray(spectrogram)[None])
+    arrays = convnext.named_arrays(model)
+    dead = np.array(arrays["head.prototypes"])
+    # Opposite to every place: their directions lie in one half of the space.
+    cells = np.asarray(body).reshape(-1, body.shape[-1])
+    mean = (cells / np.linalg.norm(cells, axis=1, keepdims=True)).mean(axis=0)
+    assert (cells @ mean > 0).all()
+    dead[1, 0] = -9 * mean
+    arrays["head.prototypes"] = dead
+    model = network.from_named_arrays(model.config, arrays)
+    found = boxes.matches(model, NAMES, spectrogram, target=1, front_end=FRONT_END)
+    (match,) = (one for one in found if one.prototype == EACH)
+    assert match.similarity == match.contribution == 0
+    assert not match.heatmap.any()
+    rows, frames = spectrogram.shape
+    assert match.area.box.rows == (0, rows)
+    assert match.area.box.frames == (0, frames)
+    result = boxes.explain(model, NAMES, FRONT_END, clips[0].path, target="middle")
+    (channel,) = (one for one in result.channels if one.index == EACH)
+    assert channel.areas == (match.area,)
+
+
+def test_a_flat_map_stands_out_nowhere():
+    """Equal but for what enlarging rounds, which must not choose a box."""
+    heat = boxes.enlarge(np.full((6, 7), 0.3), (24, 37))
+    assert heat.min() < heat.max()
+    box = boxes.box(heat)
+    assert (box.rows, box.frames) == ((0, 24), (0, 37))
+    assert not boxes.normalised(heat).any()
+
+
 # --- on disk, and from the published format
 
 
@@ -602,6 +767,27 @@ def test_published_weights(headless, prefix):
     assert found.config.backbone.num_classes == 0
     spectrogram = test_convnext.spectrograms(2, 24, 40)
     np.testing.assert_allclose(found(spectrogram), headless(spectrogram), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("head", "backbone"),
+    [("", "backbone."), ("", ""), ("model.", "model.backbone."), ("model.", "model.")],
+)
+def test_published_weights_whose_head_shares_its_prefix(headless, head, backbone):
+    """Bare, or with one prefix for the whole network: the head is told by name."""
+    state = {
+        f"{head}{key.removeprefix('head.')}" if key.startswith("head.") else key: array
+        for key, array in published(headless, backbone).items()
+    }
+    found = audioprotopnet_keys.from_state_dict(state)
+    spectrogram = test_convnext.spectrograms(2, 24, 40)
+    np.testing.assert_allclose(found(spectrogram), headless(spectrogram), rtol=1e-6)
+    for extra in ("frequency_weights", "last_layer.extra"):
+        with pytest.raises(ValueError, match=extra):
+            audioprotopnet_keys.from_state_dict(state | {head + extra: np.ones(3)})
+    del state[f"{head}last_layer.bias"]
+    with pytest.raises(ValueError, match=r"left over: last_layer\.bias"):
+        audioprotopnet_keys.from_state_dict(state)
 
 
 def test_published_weights_that_do_not_fit(headless):
@@ -721,6 +907,42 @@ def test_a_page_is_of_one_network(clips, tmp_path):
     )
     with pytest.raises(ValueError, match="networks that say different things"):
         report.write(tmp_path / "page.html", [one, other])
+
+
+def intermediates(jaxpr):
+    """Every array that a program makes, those of the programs in it too."""
+    for equation in jaxpr.eqns:
+        yield from (one.aval for one in equation.outvars)
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda one: hasattr(one, "eqns")
+        ):
+            if hasattr(inner, "eqns"):
+                yield from intermediates(inner)
+
+
+def test_similarities_to_all_birds_are_never_held_at_once():
+    """For 9,736 classes at the published width, in value and gradient; not run.
+
+    All of them would be 608 places x 48,680 prototypes, 118 MB a clip.
+    """
+    shape = convnext.ConvNeXtConfig(depths=(1,), dims=(1024,), num_classes=0)
+    config = network.AudioProtoPNetConfig(backbone=shape, num_classes=9736)
+    head = jax.eval_shape(lambda: network.PrototypeHead(config, rngs=nnx.Rngs(0)))
+    batch = 8
+    body = jax.ShapeDtypeStruct((batch, 8, 19, 1024), jnp.float32)
+    everything = batch * (16 * 38) * (9736 * 5)
+
+    def loss(head, body):
+        return jnp.sum(head.logits(head.similarities(body)))
+
+    learning = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    traced = learning.trace(head, body)
+    sizes = [one.size for one in intermediates(traced.jaxpr.jaxpr)]
+    # A chunk of prototypes at a time; the prototypes themselves are 50 million.
+    assert batch * 608 * network.CHUNK in sizes
+    assert max(sizes) < everything / 4
+    memory = traced.lower().compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * everything
 
 
 @pytest.mark.slow

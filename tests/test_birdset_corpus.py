@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from apex_jax import audio, data
-from experiments.birdset import corpus, labels, make_copy, unpack
+from experiments.birdset import corpus, labels, make_copy, options, unpack
 
 LAYOUTS = ("archives", "files", "embedded")
 CLASSES = ("chaffinch", "owl", "wren")
@@ -310,6 +310,45 @@ def test_a_list_that_is_none(content, tmp_path):
         labels.read(tmp_path, "HSN")
     with pytest.raises(ValueError, match="has no SNE_ebird_codes"):
         labels.read(tmp_path, "SNE")
+
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "birdset_labels"
+needs_lists = pytest.mark.skipif(
+    not REAL.is_dir(), reason=f"BirdSet's class lists are not in {REAL}"
+)
+SIZES = {
+    "XCL": 9736, "XCM": 411, "PER": 132, "NES": 89, "UHH": 27,
+    "HSN": 21, "NBP": 51, "SSW": 81, "SNE": 56, "POW": 48,
+}  # fmt: skip
+
+
+@needs_lists
+@pytest.mark.parametrize("name", SIZES)
+def test_the_real_lists(name):
+    """Their sizes; each name once; both directions of the file say the same."""
+    names = labels.read(REAL, name)
+    assert len(names) == len(set(names)) == SIZES[name]
+    content = json.loads((REAL / f"{name}_ebird_codes.json").read_text())
+    assert [content["id2label"][str(i)] for i in range(len(names))] == list(names)
+    # No list is sorted: who sorts them gets other outputs.
+    assert list(names) != sorted(names)
+
+
+@needs_lists
+def test_every_tested_bird_is_in_both_training_lists():
+    """XCM is the union of the tests; where a bird stands differs from list to list."""
+    tests = [labels.read(REAL, name) for name in options.TESTS]
+    lists = {name: labels.read(REAL, name) for name in ("XCL", "XCM")}
+    assert set().union(*tests) == set(lists["XCM"])
+    for names in tests:
+        for own in lists.values():
+            at = labels.positions(own, names, "a test set")
+            assert [own[i] for i in at] == list(names)
+    places = {"HSN": 17, "SNE": 20, "XCM": 352, "XCL": 7775}
+    for name, place in places.items():
+        assert labels.read(REAL, name).index("mouchi") == place
+    # Two birds without recordings come last, after 9,734 with some.
+    assert lists["XCL"][-2:] == ("reblei", "melthr")
 
 
 def test_backgrounds_come_out_of_archives_too(tmp_path):

@@ -4,11 +4,13 @@ import csv
 import functools
 import json
 
+import jax
 import numpy as np
 import pytest
 import test_birdset_corpus
+from flax import nnx
 
-from apex_jax import audio, checkpoint, objective, optimize, settings, train
+from apex_jax import audio, checkpoint, data, objective, optimize, settings, train
 from apex_jax import classifier as classifier_lib
 from apex_jax.models import audioprotopnet, convnext
 from experiments import methods
@@ -124,6 +126,7 @@ def test_table_4_on_the_same_network(done, copies, tmp_path):
             weights=output,
             test_on=("HSN",),
             explain_clips=12,
+            exclude_own=True,
         )
     )
     assert list(results["schemes"]) == ["square", "time", "frequency", "time_frequency"]
@@ -131,11 +134,15 @@ def test_table_4_on_the_same_network(done, copies, tmp_path):
     for row in results["schemes"].values():
         assert row["none"] == pytest.approx(first["scores"]["classifier"]["cmap"])
         assert 0 < row["p_value"] <= 1
+        audit = row["test_invariance"]
+        assert audit["changed_predictions"] == 0
+        assert audit["num_clips"] == row["clips"]
     text = (tmp_path / "table4" / "table4.md").read_text()
     assert f"{results['schemes']['time']['apex']:.3f}" in text
     # The paper's numbers are of SNE, and stand beside no other set.
     assert "| 0.28 |" not in text
     shown = tables.masked_terminal({**results, "test_on": "SNE"})
+    assert "never of APEX's own region" in " ".join(shown.split())
     assert "0.28" in shown
     assert max(map(len, shown.splitlines())) <= 80
 
@@ -170,6 +177,32 @@ def test_networks_that_are_given(done, copies, tmp_path):
         assert found == pytest.approx(wanted, abs=1e-4)
 
 
+def test_a_list_is_read_only_where_it_is_needed(copies, tmp_path):
+    """Networks with names need no list of what they were trained on; numbers do."""
+    names = labels.read(copies / "files" / "labels", "HSN")
+    shape = convnext.ConvNeXtConfig(depths=(1,), dims=(4,), num_classes=len(names))
+    backbone = convnext.ConvNeXt(shape, rngs=nnx.Rngs(0))
+    other = audioprotopnet.on(backbone, num_classes=len(names), key=jax.random.key(0))
+    numbers = [str(n) for n in range(len(names))]
+    for folder, classes in (("named", names), ("numbers", numbers)):
+        common = {"class_names": classes, "front_end": FRONT_END.to_dict()}
+        checkpoint.save_classifier(tmp_path / folder / "classifier", backbone, **common)
+        checkpoint.save_audioprotopnet(tmp_path / folder / "other", other, **common)
+
+    def get(folder, train_on):
+        given = tmp_path / folder
+        changes = {"weights": given, "prototypes": given / "other"}
+        asked = config(copies / "files", tmp_path, train_on=train_on, **changes)
+        return networks.get(asked, tmp_path, None, data.SkipLog(), with_other=True)
+
+    assert get("named", "XCL").class_names == names  # of which there is no list here
+    assert get("named", "XCL").other_names == names
+    assert get("numbers", "HSN").class_names == names
+    assert get("numbers", "HSN").other_names == names
+    with pytest.raises(ValueError, match="has no XCL_ebird_codes"):
+        get("numbers", "XCL")
+
+
 def test_without_background_recordings_none_are_put_behind(copies, tmp_path):
     prototypes = settings.PrototypeTraining(augment=options.AUGMENT)
     asked = config(copies / "files", tmp_path, audioprotopnet=prototypes)
@@ -190,6 +223,7 @@ def test_without_background_recordings_none_are_put_behind(copies, tmp_path):
         ({"test_on": ("NES",)}, "has no NES_ebird_codes"),
         ({"class_limit": 0}, "--class-limit must be at least 1"),
         ({"train_on": "XCL"}, "has no XCL_ebird_codes"),
+        ({"push_prototypes": True, "prototypes": "x"}, "that is trained here"),
     ],
 )
 def test_refused(changes, message, copies, tmp_path):

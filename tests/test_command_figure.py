@@ -1,6 +1,7 @@
 """Each figure from small runs; which clip is shown, and what is refused."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -292,6 +293,13 @@ def test_beside_an_audioprotopnet(root, tmp_path, capsys):
     good = save("good", ("fake", "real"))
     assert cli.main([*command, "--prototypes", str(good)]) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
+    assert "only those that the banks of" in " ".join(capsys.readouterr().out.split())
+    local = ["figure", "prototypes", "--run", run, "--num-channels", "1"]
+    local += ["--out", str(tmp_path / "local.png"), "--target", "fake"]
+    assert cli.main([*local, "--prototypes", str(good)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("similar x weight 1.000 adds") == 1
+    assert (tmp_path / "local.png").read_bytes().startswith(b"\x89PNG")
     more = checkpoint.save_audioprotopnet(
         tmp_path / "more",
         audioprotopnet.on(
@@ -311,7 +319,60 @@ def test_beside_an_audioprotopnet(root, tmp_path, capsys):
     for arguments, message in (
         (["--prototypes", str(other_names)], "has other classes"),
         (["--prototypes", str(other_front_end)], "has another front end"),
-        ([], "beside takes --prototypes"),
+        ([], "beside and prototypes take --prototypes"),
     ):
         assert cli.main([*command, *arguments]) == 1
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_nearest_clips_come_from_all_training_clips(
+    listed, root, tmp_path, monkeypatch, capsys
+):
+    """Those that an experiment lists with the network, or those of the run's data.
+
+    The run's banks point to some; here they hold but one of each class.
+    """
+    run = tmp_path / "run"
+    shutil.copytree(root / "square", run)
+    model = audioprotopnet.on(
+        test_cache.classifier_of(CONFIG, 0, ("real", "fake")).params,
+        num_classes=3,
+        num_prototypes=2,
+        key=jax.random.key(0),
+    )
+    network = checkpoint.save_audioprotopnet(
+        tmp_path / "audioprotopnet",
+        model,
+        class_names=("fake", "dog", "real"),
+        front_end=FRONT_END.to_dict(),
+    )
+    fakes, reals = (sorted((root / part).glob("*.wav")) for part in ("gen", "wavs"))
+    lines = [f"{path},fake,{'train' if n else 'test'}" for n, path in enumerate(fakes)]
+    parts = ("validation", "train", "train", "train", "train")
+    lines += [f"{path},real,{part}" for path, part in zip(reals, parts, strict=True)]
+    lines += [f"{root / 'gone.wav'},fake,train"]
+    folder = tmp_path / "audioprotopnet-training" if listed else tmp_path
+    folder.mkdir(exist_ok=True)
+    manifest = folder / "clips.csv"
+    manifest.write_text("\n".join(["path,label,split", *lines]) + "\n")
+    if not listed:
+        made = {"command": "fit", "data": str(manifest), "windows_per_file": 1}
+        (run / "config.json").write_text(json.dumps(made))
+    asked, real = [], figure.prototype_training.nearest
+
+    def nearest(model, clips, *arguments, **options):
+        asked.append(clips)
+        return real(model, clips, *arguments, **options)
+
+    monkeypatch.setattr(figure.prototype_training, "nearest", nearest)
+    for kind in ("beside", "prototypes"):
+        figure.main(config_of(kind, run, prototypes=network, target="fake"))
+        said = " ".join(capsys.readouterr().out.split())
+        words = "all that the AudioProtoPNet was trained" if listed else "was fitted on"
+        assert "looked for in 4 clips of fake" in said
+        assert words in said
+    for clips in asked:
+        assert [clip.path for clip in clips] == fakes[1:]
+        # Of the run's classes, real and fake.
+        assert {clip.labels for clip in clips} == {(1,)}

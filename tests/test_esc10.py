@@ -118,7 +118,11 @@ def test_every_number_is_that_of_the_folds(done):
     own = [np.mean(a["random"].argmax(axis=2) == a["target"]) for a in arrays]
     assert found["random"]["mean"] == pytest.approx(np.mean(own))
     assert 0 < found["p_value"] <= 1
+    counts = [np.sum(a["random"].argmax(axis=2) == a["target"], axis=1) for a in arrays]
+    # Of each draw over the 32 clips of both folds.
+    assert found["random_draws"] == pytest.approx(np.std(sum(counts) / 32))
     shown = tables.terminal(results)
+    assert f"±{found['random_draws']:.3f}" in shown
     assert max(map(len, shown.splitlines())) <= 80
     for ending in ("csv", "md", "tex"):
         assert (

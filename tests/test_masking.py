@@ -196,6 +196,11 @@ def test_the_own_region_can_be_left_out_of_the_draws(scheme, network, transform,
     def own(found):
         return np.abs(found.random - found.apex).max(axis=2) < 1e-5
 
+    rows, columns = 3, 4
+    regions = {"square": rows * columns, "time": columns, "frequency": rows,
+               "time_frequency": rows * columns}[scheme]  # fmt: skip
+    assert paper.own_share is None
+    assert other.own_share == pytest.approx(1 / regions)
     assert own(paper).any()
     assert not own(other).any()
     assert np.abs(other.random[0] - other.random[1]).max() > 1e-3

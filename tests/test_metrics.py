@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import warnings
 
 import jaxtyping
 import numpy as np
@@ -214,3 +215,21 @@ def test_as_torchmetrics(case):
             found = metrics.mean_average_precision(target[:, own], scores[:, own])
             assert found == pytest.approx(known, abs=1e-6)
     assert any(value is None for value in REFERENCES[1]["average_precision"])
+
+
+def test_the_quick_cmap_is_that_of_scikit_learn():
+    """Also with ties, classes that are everywhere, and classes that are absent."""
+    rng = np.random.default_rng(0)
+    for seed in range(40):
+        clips, classes = rng.integers(1, 40), rng.integers(1, 7)
+        labels = rng.random((clips, classes)) < rng.choice([0.05, 0.4, 0.95])
+        labels[0, 0] = True
+        # Half of them of a few values only.
+        scores = rng.normal(size=(clips, classes))
+        scores = np.round(scores) if seed % 2 else scores.astype(np.float32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wanted = metrics.mean_average_precision(labels, scores)
+        assert metrics.quick_cmap(labels, scores) == pytest.approx(wanted, abs=1e-12)
+    with pytest.raises(ValueError, match="every class is absent"):
+        metrics.quick_cmap(np.zeros((3, 2), bool), np.zeros((3, 2)))

@@ -67,6 +67,49 @@ def test_the_seed_decides(rng):
     assert first == again
 
 
+def p_values_of_nothing(own_share):
+    """Two regions a clip, APEX's by chance, the random ones never APEX's."""
+    found = []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        regions = rng.normal(size=(2, 30, 1))
+        own = rng.integers(2, size=30)
+        others = np.tile(1 - own, (10, 1))
+        clips = np.arange(30)
+        found.append(
+            significance.p_value(
+                total,
+                regions[own, clips],
+                regions[others, clips[None]],
+                own_share=own_share,
+                permutations=99,
+                seed=seed,
+            )
+        )
+    return np.array(found)
+
+
+def test_regions_that_are_never_the_own():
+    """Picked as often as chance alone would make it, p is uniform; else too small."""
+    found = p_values_of_nothing(1 / 2)
+    assert np.mean(found <= 0.1) == pytest.approx(0.1, abs=0.06)
+    assert np.mean(found) == pytest.approx(0.5, abs=0.06)
+    naive = p_values_of_nothing(None)
+    assert np.mean(naive <= 0.1) > 0.3
+
+
+def test_a_map_of_one_region_is_no_evidence(rng):
+    apex, random = rng.normal(size=(9, 2)), rng.normal(size=(3, 9, 2))
+    assert significance.p_value(total, apex, random, own_share=1.0) == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5, float("nan")])
+def test_a_share_that_is_none(share):
+    one = np.zeros((1, 4, 2))
+    with pytest.raises(ValueError, match="own_share must be above 0"):
+        significance.p_value(total, one[0], one, own_share=share)
+
+
 def test_no_draws():
     with pytest.raises(ValueError, match="not empty; got"):
         significance.p_value(total, np.zeros((4, 2)), np.zeros((0, 4, 2)))

@@ -64,6 +64,58 @@ def test_a_corpus_that_the_experiment_reads(recordings, capsys):
     assert "at least 0.1 s" in skipped
 
 
+def rms(path):
+    waveform, _ = soundfile.read(path)
+    return np.sqrt(np.mean(waveform**2))
+
+
+def test_loudness_tells_nothing_apart(tmp_path):
+    """Also where a fake would clip, and where one is made again later."""
+    rng = np.random.default_rng(0)
+    time = np.arange(RATE // 2) / RATE
+    (tmp_path / "in").mkdir()
+    for name, level in (("loud", 0.95), ("quiet", 0.2)):
+        # Harmonics in step: what changes phases raises or lowers the peak.
+        wave = sum(np.sign(np.sin(2 * np.pi * f * time)) for f in (110, 220))
+        wave = wave + 0.1 * rng.normal(size=len(time))
+        wave *= level / np.abs(wave).max()
+        soundfile.write(tmp_path / "in" / f"{name}.wav", wave, RATE)
+    original, _ = soundfile.read(tmp_path / "in" / "loud.wav", dtype="float32")
+    # The loud one does put it to the test.
+    alone = {
+        name: vocoders.VOCODERS[name](original, RATE, seed=[0])
+        for name in vocoders.VOCODERS
+    }
+    loudness = {name: np.sqrt(np.mean(fake**2)) for name, fake in alone.items()}
+    assert min(loudness.values()) < 0.95 * np.sqrt(np.mean(original**2))
+    output = run(tmp_path / "in", vocoders=())
+    files = {
+        name: sorted(p for p in output.rglob("*.wav") if p.name.startswith(name))
+        for name in ("loud", "quiet")
+    }
+    for paths in files.values():
+        levels = [rms(path) for path in paths]
+        assert len(levels) == 1 + len(vocoders.VOCODERS)
+        assert max(levels) / min(levels) < 1.003
+    real, _ = soundfile.read(output / "LJSpeech-1.1" / "wavs" / "quiet.wav")
+    np.testing.assert_array_equal(
+        real, soundfile.read(tmp_path / "in" / "quiet.wav")[0]
+    )
+    before = {path: path.read_bytes() for path in files["loud"]}
+    victim = files["loud"][3]
+    victim.unlink()
+    run(tmp_path / "in", vocoders=())
+    assert victim.read_bytes() == before[victim]
+
+
+def test_what_is_made_even():
+    made = {"a": np.full(4, 0.5), "b": np.full(4, -0.25), "c": np.full(4, 0.25002)}
+    assert vocode.even(made) == {"a": 0.5, "b": 1, "c": 1}
+    silent = vocode.even({"a": np.full(4, 0.5), "b": np.zeros(4)})
+    assert silent == {"a": 1, "b": 1}
+    assert vocode.even({"a": np.zeros(4)}) == {"a": 1}
+
+
 def test_a_speaker_is_in_one_split(recordings):
     output = run(recordings, speaker="_([a-z])_")
     corpus = wavefake_corpus.read(output)

@@ -20,7 +20,6 @@ from apex_jax import (
     audio,
     checkpoint,
     data,
-    dataset,
     disentangle,
     masking,
     metrics,
@@ -30,7 +29,7 @@ from apex_jax import (
 )
 from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
-from apex_jax.commands import options
+from apex_jax.commands import clips, options
 
 Scores = dict[str, float]
 NAMES = {
@@ -54,10 +53,10 @@ def main(config: options.Evaluate) -> dict[str, Any]:
     with stages("data"):
         explainer = runs.load([config.run])[config.run]
         classifier, front_end = explainer.classifier, runs.front_end_of(explainer)
-        clips = _clips(config, classifier, front_end, skip_log)
+        tested = _clips(config, classifier, front_end, skip_log)
     with stages("classify"):
         read, pooled, logits = runs.predictions(
-            "classify", classifier, clips, front_end, **options
+            "classify", classifier, tested, front_end, **options
         )
         audit = disentangle.audit(
             explainer.transform,
@@ -165,34 +164,14 @@ def _clips(
     skip_log: data.SkipLog,
 ) -> Sequence[data.Clip]:
     """The clips to test on, cut as the run's were."""
-    made = runs.read_json(config.run.expanduser() / "config.json") or {}
-    if made.get("command") != "fit":  # an experiment's: it says other things
-        made = {}
+    made = clips.settings_of(config.run)
     source = config.data or made.get("data")
     if source is None:
         raise ValueError(
             f"--data must name a folder or a manifest: {config.run} does not say what "
             "it was made from"
         )
-    found = dataset.read(
-        source,
-        class_names=classifier.class_names,
-        activation=classifier.activation,
-        shares=dataset.Shares(**made.get("split", {})),
-        skip_log=skip_log,
-    )
-    runs.report("data", str(found), *found.notes)
-    if config.split == "all":
-        clips = [clip for part in found.clips for clip in part]
-    else:
-        clips = getattr(found.clips, config.split)
-    if not clips:
-        raise ValueError(
-            f"{source} has no {config.split} clips: {found}; name another --split"
-        )
-    if (most := made.get("windows_per_file", 1)) > 1:
-        clips = data.windows(clips, front_end, max_windows=most, skip_log=skip_log)
-    return clips
+    return clips.of_run(source, made, classifier, front_end, config.split, skip_log)
 
 
 def _scores(

@@ -32,10 +32,12 @@ from apex_jax import (
     look,
     masking,
     plot,
+    progress,
     runs,
     schemes,
 )
 from apex_jax import audioprotopnet as prototype_training
+from apex_jax.commands import clips as clips_of
 from apex_jax.commands import options
 from apex_jax.models import audioprotopnet
 
@@ -56,6 +58,7 @@ def main(config: options.Figure) -> Path:
         "masking": _masking,
         "twin": _twin,
         "beside": _beside,
+        "prototypes": _prototypes,
     }
     with runs.naming_prototypes(explainers):
         figure = make[config.kind](config, list(explainers.values()))
@@ -81,10 +84,10 @@ def _check(config: options.Figure) -> None:
         raise ValueError(f"--twin is for twin alone; {config.kind} takes one --clip")
     if config.kind == "before-after" and config.clip is not None:
         raise ValueError("before-after shows training clips, it takes no --clip")
-    if (config.kind == "beside") != (config.prototypes is not None):
+    if (config.kind in ("beside", "prototypes")) != (config.prototypes is not None):
         raise ValueError(
-            "beside takes --prototypes DIR, an AudioProtoPNet's checkpoint; no other "
-            "figure does"
+            "beside and prototypes take --prototypes DIR, an AudioProtoPNet's "
+            "checkpoint; no other figure does"
         )
     if config.offset_s and config.clip is None:
         raise ValueError("--offset-s says where in --clip to start; name a --clip")
@@ -237,6 +240,87 @@ def _twin(config: options.Figure, explainers: Sequence[explain.Explainer]) -> Fi
 
 def _beside(config: options.Figure, explainers: Sequence[explain.Explainer]) -> Figure:
     (explainer,) = explainers
+    network = _network(config, explainer)
+    sound, offset_s = _look(config, explainer)
+    num = config.num_prototypes
+    result = _explain(config, explainer, sound, offset_s, num_prototypes=num)
+    other = boxes.explain(
+        network.model,
+        network.class_names,
+        network.front_end,
+        sound,
+        offset_s=offset_s,
+        target=result.target,
+        num=1,
+        nearest=_nearest(config, explainer, network, result.target, num),
+        num_examples=num,
+    )
+    return comparisons.beside([result, other], num=num)
+
+
+def _prototypes(
+    config: options.Figure, explainers: Sequence[explain.Explainer]
+) -> Figure:
+    """AudioProtoPNet's local explanation: what its prototypes of a class find."""
+    (explainer,) = explainers
+    network = _network(config, explainer)
+    sound, offset_s = _look(config, explainer)
+    result = boxes.explain(
+        network.model,
+        network.class_names,
+        network.front_end,
+        sound,
+        offset_s=offset_s,
+        target=config.target,
+        num=1,
+    )
+    assert result.spectrogram is not None  # it was made from the sound
+    found = boxes.matches(
+        network.model,
+        network.class_names,
+        result.spectrogram,
+        target=result.target,
+        num=config.num_channels,
+        front_end=network.front_end,
+    )
+    nearest = _nearest(config, explainer, network, result.target, 1)
+    for match in found:
+        runs.report(
+            f"prototype {match.prototype}"[: runs.INDENT - 1],
+            f"{match.class_name}: {match.similarity:.3f} similar x weight "
+            f"{match.weight:.3f} adds {match.contribution:+.3f}; {match.area}",
+        )
+    return figures.prototypes(
+        result.spectrogram,
+        found,
+        front_end=network.front_end,
+        nearest=boxes.examples(
+            network.model, network.class_names, network.front_end, found, nearest
+        ),
+        title=f"{plot.name(result.source, 60, result.offset_s)}: AudioProtoPNet, "
+        f"{plot.verdict(result)}",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Network:
+    """An AudioProtoPNet with a run's classes in its order.
+
+    Attributes:
+      model: with these classes.
+      class_names: the run's.
+      front_end: of both.
+      all_names: the classes that it was trained on.
+    """
+
+    model: audioprotopnet.AudioProtoPNet
+    class_names: tuple[str, ...]
+    front_end: audio.FrontEnd
+    all_names: tuple[str, ...]
+
+
+def _network(config: options.Figure, explainer: explain.Explainer) -> _Network:
+    """That of --prototypes; it has to fit the run."""
     assert config.prototypes is not None  # see `_check`
     model, metadata = checkpoint.load_audioprotopnet(config.prototypes)
     names, front_end = explainer.classifier.class_names, runs.front_end_of(explainer)
@@ -253,23 +337,76 @@ def _beside(config: options.Figure, explainers: Sequence[explain.Explainer]) -> 
             f"{config.run[0]}; they are compared on the same spectrogram"
         )
     order = [metadata["class_names"].index(name) for name in names]
-    model = audioprotopnet.restrict(model, order)
-    sound, offset_s = _look(config, explainer)
-    num = config.num_prototypes
-    result = _explain(config, explainer, sound, offset_s, num_prototypes=num)
-    nearest = prototype_training.nearest(model, explainer.clips, front_end, num=num)
-    other = boxes.explain(
-        model,
-        names,
-        front_end,
-        sound,
-        offset_s=offset_s,
-        target=result.target,
-        num=1,
-        nearest=nearest,
-        num_examples=num,
+    return _Network(
+        model=audioprotopnet.restrict(model, order),
+        class_names=names,
+        front_end=front_end,
+        all_names=tuple(metadata["class_names"]),
     )
-    return comparisons.beside([result, other], num=num)
+
+
+def _nearest(
+    config: options.Figure,
+    explainer: explain.Explainer,
+    network: _Network,
+    target: int,
+    num: int,
+) -> prototype_training.Nearest:
+    """The training clips that come closest to a class's prototypes; says of which."""
+    name = network.class_names[target]
+    skip_log = data.SkipLog()
+    found, words = _training_clips(config, explainer, network, skip_log)
+    # Others of other classes are never the nearest: they need not be run.
+    clips = [clip for clip in found if target in clip.labels]
+    runs.report("nearest", f"looked for in {len(clips):,} clips of {name}, {words}")
+    if not clips:
+        raise ValueError(f"no training clip of {name}, {words}; name another --target")
+    with progress.bar("nearest clips", len(clips), "clip") as on_progress:
+        nearest = prototype_training.nearest(
+            network.model,
+            clips,
+            network.front_end,
+            num=num,
+            skip_log=skip_log,
+            on_progress=on_progress,
+        )
+    if len(skip_log):
+        runs.report("skipped", f"{len(skip_log)} training clips cannot be read")
+    return nearest
+
+
+def _training_clips(
+    config: options.Figure,
+    explainer: explain.Explainer,
+    network: _Network,
+    skip_log: data.SkipLog,
+) -> tuple[Sequence[data.Clip], str]:
+    """All training clips, labels in the run's order, and in words which these are."""
+    assert config.prototypes is not None  # see `_check`
+    folder = config.prototypes.expanduser()
+    listed = clips_of.trained_on(folder, network.all_names, skip_log)
+    if listed is not None:
+        at = {network.all_names.index(n): i for i, n in enumerate(network.class_names)}
+        return [
+            dataclasses.replace(
+                clip, label=tuple(at[label] for label in clip.labels if label in at)
+            )
+            for clip in listed
+        ], "all that the AudioProtoPNet was trained on"
+    made = clips_of.settings_of(config.run[0])
+    if "data" in made:
+        return clips_of.of_run(
+            made["data"],
+            made,
+            explainer.classifier,
+            network.front_end,
+            "train",
+            skip_log,
+        ), f"all that {config.run[0]} was fitted on"
+    return explainer.clips, (
+        f"only those that the banks of {config.run[0]} point to: neither it nor "
+        "--prototypes says what it was trained on"
+    )
 
 
 def _vocoded(explainer: explain.Explainer) -> str | None:

@@ -16,7 +16,9 @@ from apex_jax import settings
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 # The help texts of Figure say what happens without them.
-Kind = Literal["explained", "before-after", "methods", "masking", "twin", "beside"]
+Kind = Literal[
+    "explained", "before-after", "methods", "masking", "twin", "beside", "prototypes"
+]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Class = Annotated[str | None, tyro.conf.arg(metavar="CLASS", help_behavior_hint="")]
 
@@ -219,18 +221,19 @@ class Figure:
       kind: a clip, its channels and their prototypes; prototypes before and after the
         optimisation (Fig. 3); APEX beside Grad-CAM and LIME (4); what each scheme
         hides and what it does (5); a real clip and its vocoded twin (6); APEX beside an
-        AudioProtoPNet (7).
+        AudioProtoPNet (7); where an AudioProtoPNet's prototypes are in a clip.
       run: a run's folder; for methods and masking several, of one classifier, each
         with its own scheme.
       data: where the run's training clips lie now, if they have moved.
       out: the picture, .png, .pdf or .svg; by default KIND.png in the run's folder.
       clip: a sound file; by default a training clip of the run. For twin, the real.
       twin: its vocoded twin.
-      prototypes: a checkpoint of an AudioProtoPNet of the same classes (beside).
+      prototypes: a checkpoint of an AudioProtoPNet of the same classes (beside,
+        prototypes).
       offset_s: where in the file the clip starts, in seconds.
       target: the class to explain; by default the predicted one, for twin the
         vocoded.
-      num_channels: channels shown.
+      num_channels: channels shown, or prototypes of the class (prototypes).
       num_prototypes: prototypes shown of each.
       seed: of LIME's samples and of the random regions.
       num_samples: silenced copies of the clip that LIME asks about (methods).

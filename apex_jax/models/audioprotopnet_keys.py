@@ -63,8 +63,13 @@ def from_state_dict(
             f"{', '.join(sorted(state)[:5])}"
         )
     prefix = key.removesuffix("prototype_vectors")
-    head = {k.removeprefix(prefix): state[k] for k in state if k.startswith(prefix)}
-    rest = {k: a for k, a in state.items() if not k.startswith(prefix)}
+    # Under a prefix of its own all belongs to the head. A bare prefix, or one of the
+    # whole network, is that of the backbone too: then the head are its arrays by name.
+    shared = any(k.startswith(prefix) for k in state if _BACKBONE.match(k))
+    own = {prefix + name for name in _HEAD}
+    own = {k for k in state if (k in own if shared else k.startswith(prefix))}
+    head = {k.removeprefix(prefix): state[k] for k in own}
+    rest = {k: a for k, a in state.items() if k not in own}
     prototypes, weight, bias = _parts(head)
     backbone, _ = convnext_keys.from_state_dict(
         _as_transformers(rest), head_norm_epsilon=head_norm_epsilon, headless=True

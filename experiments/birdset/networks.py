@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,6 +42,8 @@ class Networks:
       other: the AudioProtoPNet, None where it was not asked for.
       other_names: its eBird codes.
       front_end: of both.
+      push: what pushing the AudioProtoPNet's prototypes changed, None where it was not
+        done.
     """
 
     classifier: convnext.ConvNeXt
@@ -48,6 +51,7 @@ class Networks:
     other: prototypes.AudioProtoPNet | None
     other_names: tuple[str, ...]
     front_end: audio.FrontEnd
+    push: dict[str, Any] | None = None
 
     def restricted(self, names: Sequence[str], what: str) -> Networks:
         """The same networks with a test set's classes alone, in its order."""
@@ -117,16 +121,16 @@ def get(
       skip_log: takes files that cannot be read.
       with_other: whether an AudioProtoPNet is wanted.
     """
-    names, front_end = labels.read(config.labels, config.train_on), config.front_end
-    model = other = None
-    other_names = names
+    front_end, model, other, push = config.front_end, None, None, None
+    names: tuple[str, ...] = ()
+    other_names: tuple[str, ...] = ()
     if config.weights is not None:
         model, metadata = checkpoint.load_classifier(_inside(config.weights))
-        names = _names(config.weights, metadata["class_names"], names)
+        names = _names(config, config.weights, metadata["class_names"])
         front_end = _front_end(config.weights, metadata["front_end"], front_end)
     if config.prototypes is not None and with_other:
         other, metadata = checkpoint.load_audioprotopnet(config.prototypes)
-        other_names = _names(config.prototypes, metadata["class_names"], other_names)
+        other_names = _names(config, config.prototypes, metadata["class_names"])
         own = _front_end(config.prototypes, metadata["front_end"], front_end)
         if own != front_end:
             raise ValueError(
@@ -134,11 +138,12 @@ def get(
                 "classifier; they are compared on the same spectrograms"
             )
     if model is None or (other is None and with_other):
+        names = names or labels.read(config.labels, config.train_on)
         problem = _problem(config, names, front_end, mesh, skip_log)
         if model is None:
             model = methods.train_convnext(output / "classifier", problem, config)
         if other is None and with_other:
-            other = methods.train_prototypes(
+            other, push = methods.train_prototypes(
                 output / "audioprotopnet", problem, config, model
             )
             other_names = names
@@ -148,6 +153,7 @@ def get(
         other=other,
         other_names=other_names,
         front_end=front_end,
+        push=push,
     )
 
 
@@ -264,11 +270,10 @@ def _inside(weights: Path) -> Path:
     return weights / "classifier" if (weights / "classifier").is_dir() else weights
 
 
-def _names(
-    path: Path, found: Sequence[str], listed: tuple[str, ...]
-) -> tuple[str, ...]:
-    """A checkpoint's classes; those of the list where it has but numbers."""
+def _names(config: options.Config, path: Path, found: Sequence[str]) -> tuple[str, ...]:
+    """A checkpoint's classes; those of --train-on's list where it has but numbers."""
     if all(name.isdigit() for name in found):
+        listed = labels.read(config.labels, config.train_on)
         if len(found) != len(listed):
             raise ValueError(
                 f"{path} has {len(found)} classes without names, --train-on's list has "

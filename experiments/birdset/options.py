@@ -76,3 +76,8 @@ class Config(options.Common):
         self.check_least(class_limit=1, event_limit=1, explain_clips=1)
         if self.test_on is not None and not self.test_on:
             raise ValueError("--test-on names no subset")
+        if self.push_prototypes and self.prototypes is not None:
+            raise ValueError(
+                "--push-prototypes is for an AudioProtoPNet that is trained here; "
+                f"--prototypes {self.prototypes} gives one that is used as it is"
+            )

@@ -75,6 +75,7 @@ def main(config: options.Config) -> dict[str, Any]:
         "explain_on": config.explain_on,
         "tests": found,
         **learned.to_dict(),
+        "push": trained.push,
         "paper": tables.PAPER,
         "skipped_files": len(skip_log),
         **stages.to_dict(),

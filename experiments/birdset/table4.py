@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import warnings
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +14,7 @@ import numpy as np
 from apex_jax import (
     checkpoint,
     data,
+    disentangle,
     explain,
     hosts,
     masking,
@@ -53,6 +56,21 @@ def main(config: options.Config) -> dict[str, Any]:
     clips = networks.read(config, name, "test_5s", names, skip_log)
     problem, small = networks.explained(config, trained, mesh, skip_log)
     fit_key, mask_key = jax.random.split(jax.random.key(config.seed))
+
+    @functools.cache
+    def tested() -> tuple[classifier_lib.LinearHead, np.ndarray, np.ndarray]:
+        """Of the test clips, once for all schemes that are still to be done."""
+        classifier = convnext.as_classifier(own.classifier, own.class_names, "sigmoid")
+        _, pooled, logits = runs.predictions(
+            "audit",
+            classifier,
+            clips,
+            problem.front_end,
+            batch_size=config.batch_size,
+            **problem.common,
+        )
+        return classifier.head, pooled, logits
+
     found: dict[str, Any] = {}
     for scheme in get_args(schemes.Scheme):
         file = output / scheme / "results.json"
@@ -74,6 +92,9 @@ def main(config: options.Config) -> dict[str, Any]:
                 row = learned.to_dict() | _masked(
                     mask_key, config, problem, own, learned.explainer, clips
                 )
+                # Clips that U was not learned on have to keep their predictions too.
+                audit = _audit(learned.explainer, *tested())
+                row["test_invariance"] = dataclasses.asdict(audit)
             if hosts.is_primary():  # before what says that the part is finished
                 skip_log.write_csv(output / "skipped.csv")
             runs.write_json(file, row | {"settings": runs.settings_of(config)})
@@ -86,6 +107,7 @@ def main(config: options.Config) -> dict[str, Any]:
         "explain_on": config.explain_on,
         "schemes": found,
         "draws": config.mask_draws,
+        "exclude_own": config.exclude_own,
         "paper": tables.PAPER_MASKED,
         "skipped_files": len(skip_log),
         **stages.to_dict(),
@@ -102,6 +124,22 @@ def main(config: options.Config) -> dict[str, Any]:
     runs.say(tables.masked_terminal(results))
     runs.say(f"written to  {output}, table4.csv, .md and .tex")
     return results
+
+
+def _audit(
+    explainer: explain.Explainer,
+    head: classifier_lib.LinearHead,
+    pooled: np.ndarray,
+    logits: np.ndarray,
+) -> disentangle.Audit:
+    """APEX against the untouched network on the test clips.
+
+    Raises:
+      InvarianceError: APEX changes a prediction.
+    """
+    return disentangle.audit(
+        explainer.transform, head, pooled, logits, activation="sigmoid"
+    ).check()
 
 
 def _masked(
@@ -122,6 +160,7 @@ def _masked(
             problem.front_end,
             scheme=explainer.scheme,
             draws=config.mask_draws,
+            exclude_own=config.exclude_own,
             batch_size=config.batch_size,
             on_progress=on_progress,
             **problem.common,
@@ -129,22 +168,27 @@ def _masked(
     read = [clips[i] for i in study.index]
     target = objective.targets(read, len(own.class_names)).astype(bool)
 
-    def cmap(logits: np.ndarray) -> float:
-        probability = classifier_lib.probabilities(logits, "sigmoid")
+    none, apex, random = (
+        classifier_lib.probabilities(logits, "sigmoid")
+        for logits in (study.none, study.apex, study.random)
+    )
+
+    def cmap(probability: np.ndarray) -> float:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*classes have no positives")
             return metrics.mean_average_precision(target, probability)
 
-    random = [cmap(logits) for logits in study.random]
+    drawn = [cmap(probability) for probability in random]
     return {
         "clips": len(read),
-        "none": cmap(study.none),
-        "apex": cmap(study.apex),
-        "random": {"mean": float(np.mean(random)), "std": float(np.std(random))},
+        "none": cmap(none),
+        "apex": cmap(apex),
+        "random": {"mean": float(np.mean(drawn)), "std": float(np.std(drawn))},
         "p_value": significance.p_value(
-            lambda logits: -cmap(logits),
-            study.apex,
-            study.random,
+            lambda probability: -metrics.quick_cmap(target, probability),
+            apex,
+            random,
+            own_share=study.own_share,
             permutations=PERMUTATIONS,
         ),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -160,11 +159,7 @@ def masked_terminal(results: Mapping[str, Any]) -> str:
     lines = ["", f"cmAP on {results['test_on']}"]
     for first, *others in masked(results):
         lines.append(f"{first:26}" + "".join(f"{cell:>13}" for cell in others))
-    note = (
-        "p: how often as much would be lost if APEX's regions were like random ones "
-        f"({results['draws']} draws a clip)"
-    )
-    return "\n".join([*lines, "", *textwrap.wrap(note, 80), ""])
+    return "\n".join([*lines, "", *layout.note_on_p(results), ""])
 
 
 def masked_csv(results: Mapping[str, Any]) -> str:

@@ -129,7 +129,7 @@ def _fold(
     with stages("train"):
         model = methods.train_convnext(folder / "classifier", problem, config)
     with stages("audioprotopnet"):
-        other = methods.train_prototypes(
+        other, push = methods.train_prototypes(
             folder / "audioprotopnet", problem, config, model
         )
     with stages("test"):
@@ -151,10 +151,12 @@ def _fold(
         )
         transform = learned.explainer.transform
         with stages("masking"):
-            study = _study(mask_key, config, problem, learned.explainer)
-        _keep(folder / f"masked-{scheme}.npz", study)
-        audit = dataclasses.asdict(tested.audit(transform))
-        found[scheme] = learned.to_dict() | {"invariance": audit}
+            masked, own_share = _study(mask_key, config, problem, learned.explainer)
+        _keep(folder / f"masked-{scheme}.npz", masked)
+        found[scheme] = learned.to_dict() | {
+            "invariance": dataclasses.asdict(tested.audit(transform)),
+            "own_share": own_share,
+        }
         if scheme == config.scheme:
             tested = tested.with_apex(transform)
             with stages("figures"):
@@ -173,6 +175,7 @@ def _fold(
                 for method, probabilities in tested.probabilities().items()
             },
             "schemes": found,
+            "push": push,
             "skipped_files": len(skip_log),
             **stages.to_dict(),
         },
@@ -189,8 +192,11 @@ def _study(
     config: options.Config,
     problem: methods.Problem,
     explainer: explain.Explainer,
-) -> dict[str, np.ndarray]:
-    """Logits with nothing, APEX's and random regions hidden, and the true classes."""
+) -> tuple[dict[str, np.ndarray], float | None]:
+    """Logits with nothing, APEX's and random regions hidden, and the true classes.
+
+    And how often a region drawn from all is APEX's, as `masking.Study` has it.
+    """
     clips = problem.splits.test
     with progress.bar("masking study", len(clips), "clip") as on_progress:
         study = masking.study(
@@ -201,6 +207,7 @@ def _study(
             problem.front_end,
             scheme=explainer.scheme,
             draws=config.mask_draws,
+            exclude_own=config.exclude_own,
             batch_size=config.batch_size,
             on_progress=on_progress,
             **problem.common,
@@ -210,7 +217,7 @@ def _study(
         "none": study.none,
         "apex": study.apex,
         "random": study.random,
-    }
+    }, study.own_share
 
 
 def _keep(file: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -245,7 +252,9 @@ def _summary(
             dict(np.load(output / f"fold{n}" / f"masked-{scheme}.npz"))
             for n in config.folds
         ]
-        masked[scheme] = tables.masked(arrays) | {
+        # Of the map, so of every fold.
+        own_share = folds[0]["schemes"][scheme]["own_share"]
+        masked[scheme] = tables.masked(arrays, own_share) | {
             "purity": [
                 float(np.mean([f["schemes"][scheme]["purity"]["round_purity"][i]
                                for f in folds]))
@@ -259,4 +268,5 @@ def _summary(
         "scores": tables.over_folds([fold["scores"] for fold in folds]),
         "masking": masked,
         "draws": config.mask_draws,
+        "exclude_own": config.exclude_own,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,12 +24,15 @@ def over_folds(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def masked(folds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+def masked(
+    folds: Sequence[Mapping[str, np.ndarray]], own_share: float | None = None
+) -> dict[str, Any]:
     """Accuracies with regions hidden: over folds, and tested over all their clips.
 
     Args:
       folds: of each fold `target [clip]` and the logits `none` and `apex` `[clip,
         classes]` and `random [draw, clip, classes]`.
+      own_share: as `masking.Study` has it.
     """
     apex, random, target = (
         np.concatenate([fold[name] for fold in folds], axis=axis)
@@ -48,7 +50,10 @@ def masked(folds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
         # Over draws: how far chance alone moves the accuracy of all clips.
         "random_draws": float(np.std([_accuracy(draw, target) for draw in random])),
         "p_value": significance.p_value(
-            lambda logits: -_accuracy(logits, target), apex, random
+            lambda logits: -_accuracy(logits, target),
+            apex,
+            random,
+            own_share=own_share,
         ),
     }
 
@@ -66,8 +71,13 @@ def rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def masked_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The table of accuracies with regions hidden."""
-    head = ("hidden", "nothing", "random region", "APEX's region", "p", "purity")
+    """The table of accuracies with regions hidden.
+
+    Beside the spread over folds, that of all clips' accuracy over the random draws.
+    """
+    head = (
+        "hidden", "nothing", "random region", "draws", "APEX's region", "p", "purity"
+    )  # fmt: skip
     return [
         head,
         *(
@@ -75,9 +85,10 @@ def masked_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 scheme.replace("_", "-"),
                 _spread(found["none"]),
                 _spread(found["random"]),
+                f"±{found['random_draws']:.3f}",
                 _spread(found["apex"]),
                 f"{found['p_value']:.3f}",
-                "{:.2f} to {:.2f}".format(*found["purity"]),
+                "{:.2f}→{:.2f}".format(*found["purity"]),
             )
             for scheme, found in results["masking"].items()
         ),
@@ -92,15 +103,12 @@ def terminal(results: Mapping[str, Any]) -> str:
         for first, *others in rows(results)
     ]
     lines += ["", "accuracy with regions hidden"]
-    widths = (15, 15, 15, 7, 14)
+    widths = (14, 14, 7, 14, 6, 10)
     for first, *others in masked_rows(results):
         cells = zip(others, widths, strict=True)
         lines.append(f"{first:14}" + "".join(f"{c:>{w}}" for c, w in cells))
-    note = (
-        "p: how often as much would be lost if APEX's regions were like random ones "
-        f"({results['draws']} draws a clip, all folds' clips together)"
-    )
-    return "\n".join([*lines, "", *textwrap.wrap(note, 80), ""])
+    draws = "draws: spread of all clips' accuracy over the random draws"
+    return "\n".join([*lines, "", draws, *layout.note_on_p(results), ""])
 
 
 def as_csv(results: Mapping[str, Any]) -> str:

@@ -50,6 +50,7 @@ def masking_eers(
     corpus: wavefake_corpus.Corpus,
     *,
     draws: int,
+    exclude_own: bool = False,
     batch_size: int,
     mesh: jax.sharding.Mesh,
     skip_log: data.SkipLog,
@@ -65,6 +66,7 @@ def masking_eers(
             explainer.front_end,
             scheme=explainer.scheme,
             draws=draws,
+            exclude_own=exclude_own,
             batch_size=batch_size,
             mesh=mesh,
             skip_log=skip_log,
@@ -83,13 +85,16 @@ def masking_eers(
 
     known = random[0]["aeer"] is not None
     return {
-        "p_value": significance.p_value(mean_eer, study.apex, study.random)
+        "p_value": significance.p_value(
+            mean_eer, study.apex, study.random, own_share=study.own_share
+        )
         if known
         else None,
         "none": eers(study.none, read, rows),
         "apex": eers(study.apex, read, rows),
         "random": {
             "draws": draws,
+            "exclude_own": exclude_own,
             "mean": dict(zip(names, table.mean(axis=0).tolist(), strict=True)),
             "std": dict(zip(names, table.std(axis=0).tolist(), strict=True)),
         },

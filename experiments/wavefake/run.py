@@ -131,6 +131,7 @@ def main(
             splits.test,
             corpus,
             draws=config.mask_draws,
+            exclude_own=config.exclude_own,
             batch_size=config.batch_size,
             mesh=mesh,
             skip_log=skip_log,

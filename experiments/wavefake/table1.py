@@ -138,7 +138,7 @@ def _row(
     with stages("train"):
         model = methods.train_convnext(output / "classifier", problem, config)
     with stages("audioprotopnet"):
-        other = methods.train_prototypes(
+        other, push = methods.train_prototypes(
             output / "audioprotopnet", problem, config, model
         )
     learned = methods.learn(
@@ -170,6 +170,7 @@ def _row(
             "eer": eer,
             "clips": {"train": learned.num_clips, "test": len(tested.clips)},
             **learned.to_dict(),
+            "push": push,
             "invariance": dataclasses.asdict(tested.audit(transform)),
             "skipped_files": len(skip_log),
             **stages.to_dict(),

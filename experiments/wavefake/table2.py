@@ -76,6 +76,7 @@ def main(config: options.Config) -> dict[str, Any]:
         "none": next(iter(found.values()))["masking"]["none"]["aeer"],
         "aeer": table,
         "draws": config.mask_draws,
+        "exclude_own": config.exclude_own,
         "paper": tables.PAPER_MASKED,
         **stages.to_dict(),
         "seed": config.seed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -150,11 +149,7 @@ def masked_terminal(results: Mapping[str, Any]) -> str:
     lines = ["", f"aEER in %, trained on {results['train_on']}"]
     for first, *others in [_MASKED_HEAD, *masked_rows(results)]:
         lines.append(f"{first:26}" + "".join(f"{other:>13}" for other in others))
-    note = (
-        "p: how often as much would be lost if APEX's regions were like random ones "
-        f"({results['draws']} draws a clip)"
-    )
-    return "\n".join([*lines, "", *textwrap.wrap(note, 80)])
+    return "\n".join([*lines, "", *layout.note_on_p(results)])
 
 
 def masked_csv(results: Mapping[str, Any]) -> str:
