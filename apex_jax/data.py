@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import io
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from apex_jax import audio, hosts
+from apex_jax import atomic, audio, hosts
 
 # Of waveforms that wait to be used: more threads than fill it do not read ahead.
 AHEAD_BYTES = 2 * 2**30
@@ -115,11 +116,9 @@ class SkipLog:
 
     def write_csv(self, path: str | Path) -> None:
         """Writes the entries under the header `path,reason`."""
-        # Names of files are bytes, which need not be text: they are kept as they are.
-        with Path(path).open(
-            "w", newline="", encoding="utf-8", errors="surrogateescape"
-        ) as file:
-            csv.writer(file).writerows([("path", "reason"), *self.entries()])
+        lines = io.StringIO(newline="")
+        csv.writer(lines).writerows([("path", "reason"), *self.entries()])
+        atomic.write_text(path, lines.getvalue())
 
 
 class Splits(NamedTuple):

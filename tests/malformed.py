@@ -62,6 +62,13 @@ def use_sound(path: Path) -> Any:
     return audio.load(path, 16_000)
 
 
+def use_windows(path: Path) -> Any:
+    from apex_jax import audio, look
+
+    front_end = audio.FrontEnd(sample_rate=16_000, clip_s=1.0, n_mels=8)
+    return look.offsets(front_end, path, 0.5)
+
+
 def sound(ending: str) -> bytes:
     """A quarter of a second of a tone."""
     stream = io.BytesIO()
@@ -148,6 +155,28 @@ def sounds() -> Iterator[Input]:
             written(bytes(harmed), "a.flac"),
             use_sound,
             may_pass=True,
+        )
+        # A sample a second: without its end there would be windows for centuries.
+        slow = bytearray(harmed)
+        slow[18:20], slow[20] = bytes(2), 0x10 | (slow[20] & 0x0F)
+        yield Input(
+            f"flac that promises {total} seconds of windows",
+            written(bytes(slow), "a.flac"),
+            use_windows,
+            may_pass=total < 2,
+        )
+    # Ten million samples of silence, truthfully, in a few kilobytes.
+    stream = io.BytesIO()
+    silence = np.zeros(10**7, np.int16)
+    soundfile.write(stream, silence, RATE, format="FLAC", subtype="PCM_16")
+    for rate in (1, 20, 2**20 - 1):
+        harmed = bytearray(stream.getvalue())
+        harmed[18:21] = (rate << 4 | (harmed[20] & 0x0F)).to_bytes(3, "big")
+        yield Input(
+            f"flac of silence at {rate} Hz",
+            written(bytes(harmed), "a.flac"),
+            use_sound,
+            may_pass=rate > 1000,
         )
     for name, content in (
         ("NaN", np.full(100, np.nan)),
