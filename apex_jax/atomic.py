@@ -36,10 +36,11 @@ def write(file: str | os.PathLike[str], fill: Callable[[BinaryIO], Any]) -> None
         sync_folder(file.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        unnamed = isinstance(error, OSError) and error.errno is not None
-        if unnamed and error.filename in (None, str(temporary)):
-            raise OSError(error.errno, error.strerror, str(file)) from error
-        raise
+        if not isinstance(error, OSError) or error.errno is None:
+            raise
+        if error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def write_text(file: str | os.PathLike[str], text: str) -> None:

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
+from apex_jax import escape
+
 # jax and flax wait until there is something to convert, so that --help is quick.
 if TYPE_CHECKING:
     from apex_jax.models import convnext
@@ -270,7 +272,8 @@ def _read_json(file: pathlib.Path) -> Any:
 
 def _read_names(file: pathlib.Path) -> tuple[str, ...]:
     if file.suffix != ".json":
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not `splitlines`, which takes more for a new line than a text file does.
+        lines = file.read_text(encoding="utf-8").split("\n")
         return tuple(line.strip() for line in lines if line.strip())
     names = _read_json(file)
     if isinstance(names, dict):
@@ -291,5 +294,5 @@ if __name__ == "__main__":
     try:
         summary = main(tyro.cli(Convert))
     except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"convert: {error}")
-    print(summary)  # noqa: T201
+        sys.exit(escape.readable(f"convert: {error}"))
+    print(escape.readable(summary, breaks=True))  # noqa: T201
