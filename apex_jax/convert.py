@@ -237,6 +237,7 @@ def main(config: Convert) -> str:
         if not isinstance(settings, dict):
             raise ValueError(f"{config.front_end} holds no named settings")
         front_end = audio.FrontEnd.from_dict(settings).to_dict()
+    _try_out(config.source, model)
     shape = model.config
     save = checkpoint.save_audioprotopnet if prototypes else checkpoint.save_classifier
     path = save(
@@ -261,6 +262,50 @@ def main(config: Convert) -> str:
         f"{num_tensors} tensors, {weights:,} weights, "
         f"{shape.in_channels} input channel(s), {named}"
     )
+
+
+def _try_out(source: pathlib.Path, model: Any) -> None:
+    """Runs what was converted on noise, and audits it where it is a classifier.
+
+    Raises:
+      ValueError: logits that are no numbers.
+      InvarianceError: the head does not give the network's logits of the folded map.
+    """
+    import jax
+
+    from apex_jax import classifier as classifier_lib
+    from apex_jax import disentangle
+    from apex_jax.models import audioprotopnet, convnext
+
+    prototypes = isinstance(model, audioprotopnet.AudioProtoPNet)
+    config = model.config.backbone if prototypes else model.config
+    network: classifier_lib.Network
+    if prototypes:
+        network = audioprotopnet.as_network(model)
+    else:
+        names = [str(index) for index in range(config.num_classes)]
+        network = convnext.as_classifier(model, names)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(2, 2 * config.stride, 3 * config.stride))
+    feature_map, logits = jax.jit(lambda network, x: network(x))(
+        network, noise.astype(np.float32)
+    )
+    logits = np.asarray(logits)
+    if not np.isfinite(logits).all():
+        raise ValueError(
+            f"source {source}: of noise the network makes logits that are no numbers; "
+            "its weights are not those of a trained network"
+        )
+    if isinstance(network, classifier_lib.Classifier):
+        pooled = np.asarray(classifier_lib.pool(feature_map))
+        transform = disentangle.identity(pooled.shape[1])
+        error = np.abs(np.asarray(network.head(pooled)) - logits).max()
+        if not error <= 1e-3 * max(1.0, np.abs(logits).max()):
+            raise disentangle.InvarianceError(
+                f"source {source}: of noise the head's logits differ from the "
+                f"network's by {error:.3g}. "
+                + disentangle.cause_of(transform, network.head, pooled, logits)
+            )
 
 
 def _read_json(file: pathlib.Path) -> Any:

@@ -115,7 +115,7 @@ def same(one: object, other: object) -> bool:
 
 
 def corpus(root: pathlib.Path) -> None:
-    """A small corpus: of each split a second window is broken, and one sound is none."""
+    """A small corpus: a second window of each split is broken, and one sound none."""
     import soundfile
     import test_flow
 
