@@ -62,6 +62,12 @@ def find(path: Path, pooled: np.ndarray, logits: np.ndarray, after: np.ndarray) 
             f"NaN or infinity stands in {' and '.join(broken)}: look for silent or "
             "broken clips and for a checkpoint that did not load."
         )
+    if not np.isfinite(after).all():
+        return (
+            "The way through U leaves the range of float32: features up to "
+            f"{np.abs(pooled).max():.3g} and U up to {np.abs(path.matrix).max():.3g} "
+            "are too large for it."
+        )
     exact = Path(*(np.asarray(a, np.float64) for a in path))
     v, y, yhat = (np.asarray(a, np.float64) for a in (pooled, logits, after))
     condition = float(np.linalg.cond(exact.matrix))
