@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -278,13 +279,24 @@ def _open(path: str | Path) -> Iterator[Any]:
     """The `soundfile.SoundFile` of a file that is there, whole and not empty."""
     import soundfile
 
-    if not Path(path).exists():
-        raise AudioError(path, "missing; expected a sound file")
-    if Path(path).is_dir():
+    try:
+        kind = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise AudioError(path, "missing; expected a sound file") from None
+    # A folder that may not be looked into, a circle of links, a name too long.
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AudioError(path, f"not readable: {reason}") from error
+    if stat.S_ISDIR(kind):
         raise AudioError(path, "a directory; expected a sound file")
-    if not Path(path).is_file():
+    if not stat.S_ISREG(kind):
         # To open a pipe is to wait until somebody writes to it.
         raise AudioError(path, "a pipe or a device; expected a sound file")
+    try:
+        # libsndfile calls it a "System error".
+        open(path, "rb").close()
+    except OSError as error:
+        raise AudioError(path, f"not readable: {error.strerror}") from error
     try:
         # In bytes: soundfile would insist that a name is UTF-8.
         file = soundfile.SoundFile(os.fsencode(path))

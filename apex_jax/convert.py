@@ -117,6 +117,8 @@ def _load(source: pathlib.Path) -> tuple[Any, tuple[str, ...] | None, Any]:
 
 
 def _read_tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
+    # The readers call what may not be read missing, or damaged.
+    file.open("rb").close()
     match file.suffix:
         case ".safetensors":
             return _read_safetensors(file)

@@ -11,7 +11,9 @@ import dataclasses
 import io
 import json
 import os
+import pickle
 import struct
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ def inputs() -> list[Input]:
         *folders(),
         *manifests(),
         *safetensors(),
+        *torch_files(),
         *checkpoints(),
         *archives(),
     ]
@@ -381,6 +384,45 @@ def safetensors() -> Iterator[Input]:
         "no weights at all", lambda folder: folder / "a.safetensors", use_weights
     )
     yield Input("a folder without weights", lambda folder: folder, use_weights)
+
+
+def torch_files() -> Iterator[Input]:
+    """What torch's own format can hide; made without torch."""
+
+    def zipped(**members: bytes) -> Callable[[Path], Path]:
+        def make(folder: Path) -> Path:
+            with zipfile.ZipFile(folder / "a.pt", "w") as archive:
+                for name, content in members.items():
+                    archive.writestr(f"archive/{name.replace('__', '.')}", content)
+            return folder / "a.pt"
+
+        return make
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, ("it-was-run",)
+
+    version = {"version": b"3\n", "byteorder": b"little"}
+    for name, make in {
+        "empty": written(b"", "a.pt"),
+        "of words": written(b"words and words", "a.pt"),
+        "of zeros": written(bytes(4096), "a.pt"),
+        "that is a plain pickle of a list": written(pickle.dumps([1, 2]), "a.pt"),
+        "that is a plain pickle of code": written(pickle.dumps(Evil()), "a.pt"),
+        "that is a sound": written(sound("wav"), "a.pt"),
+        "with an empty archive": zipped(),
+        "without a pickle": zipped(**version),
+        "with an empty pickle": zipped(data__pkl=b"", **version),
+        "with a pickle of code": zipped(data__pkl=pickle.dumps(Evil()), **version),
+        "with a cut pickle": zipped(data__pkl=pickle.dumps({"a": 1})[:-3], **version),
+        "with a pickle of a number": zipped(data__pkl=pickle.dumps(3), **version),
+        "with no tensors": zipped(data__pkl=pickle.dumps({}), **version),
+        "with words for tensors": zipped(data__pkl=pickle.dumps({"a": "b"}), **version),
+        "with a deep pickle": zipped(
+            data__pkl=b"\x80\x02" + b"(" * 10**5 + b"l" * 10**5 + b".", **version
+        ),
+    }.items():
+        yield Input(f"a torch file {name}", make, use_weights)
 
 
 def checkpoints() -> Iterator[Input]:
