@@ -42,12 +42,14 @@ NAMES = [
 def command_for(one: malformed.Input, path: pathlib.Path, root: pathlib.Path) -> list:
     """What a user would type who has this input; nothing where there is no command."""
     run, data, out = root / "run", root / "sounds", path.parent / "out"
-    match one.name.split()[0], one.use:
-        case _, malformed.use_sound | malformed.use_windows:
+    match one.use:
+        case _ if one.name == "flac of silence at 20 Hz":
+            return []  # too long as a whole, which no command asks for
+        case malformed.use_sound | malformed.use_windows:
             return ["explain", path, "--run", run, "--out", out.with_suffix(".html")]
-        case _, malformed.use_data:
+        case malformed.use_data:
             return ["train", "--data", path, "--out", out, "--strict"]
-        case _, malformed.use_weights:
+        case malformed.use_weights:
             return ["convert", path, out]
         case _ if "checkpoint" in one.name:
             return ["fit", "--weights", path, "--data", data, "--out", out]
