@@ -1,25 +1,28 @@
 """Explanations on disk: `explanation.json` beside `explanation.npz`.
 
 The JSON holds every name and number and can be read by any program; an array stands in
-it as the name of its entry in the NPZ. Nothing in either file is ever executed.
+it as the name of its entry in the NPZ, and a digest tells whether both files are as
+they were written. Nothing in either file is ever executed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from apex_jax import explanation
+from apex_jax import atomic, explanation
 
 FORMAT = "apex_jax explanation"
-VERSION = 1
+VERSION = 2
 JSON, NPZ = "explanation.json", "explanation.npz"
 
 
@@ -47,21 +50,21 @@ def save(
         raise ValueError(f"{target / JSON} exists; overwrite=True replaces it")
     target.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, np.ndarray] = {}
+    told = _plain(result, "", arrays)
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "explanation": _plain(result, "", arrays),
+        "sha256": _digest(told, arrays),
+        "explanation": told,
     }
     text = json.dumps(content, indent=1, allow_nan=False)
-    # The arrays first: a folder that holds the JSON is whole.
-    with (target / (NPZ + ".tmp")).open("wb") as stream:
-        np.savez_compressed(stream, allow_pickle=False, **arrays)
-        _to_disk(stream)
-    with (target / (JSON + ".tmp")).open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        _to_disk(stream)
-    for name in (NPZ, JSON):
-        os.replace(target / (name + ".tmp"), target / name)
+    # The arrays first: a folder that holds the JSON is whole. Where one explanation
+    # replaces another, the digest tells arrays of one beside names of the other.
+    atomic.write(
+        target / NPZ,
+        lambda file: np.savez_compressed(file, allow_pickle=False, **arrays),
+    )
+    atomic.write_text(target / JSON, text)
     return target
 
 
@@ -79,26 +82,35 @@ def load(directory: str | os.PathLike[str]) -> explanation.Explanation:
         content = json.loads((source / JSON).read_text(encoding="utf-8"))
         found = content["format"], content["version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{source / JSON} is damaged: {error!r}") from error
-    if found != (FORMAT, VERSION):
+        raise ValueError(f"{source / JSON} is damaged: {error!r:.300}") from error
+    # The first version had no digest.
+    if found not in ((FORMAT, 1), (FORMAT, VERSION)):
         raise ValueError(
-            f"{source / JSON} is {found[0]!r}, version {found[1]}; this reads "
-            f"{FORMAT!r}, version {VERSION}"
+            f"{source / JSON} is {found[0]!r:.80}, version {found[1]!r:.80}; this "
+            f"reads {FORMAT!r}, version {VERSION}"
         )
     try:
         with np.load(source / NPZ, allow_pickle=False) as stored:
             arrays = dict(stored)
-        return _value(explanation.Explanation, content["explanation"], arrays)
+        told = content["explanation"]
+        if found[1] != 1 and content["sha256"] != _digest(told, arrays):
+            raise ValueError("it does not hold what was written")
+        return _value(explanation.Explanation, told, arrays, "explanation")
     # zipfile and zlib have errors of their own for a file that was cut or changed.
     except Exception as error:
         raise ValueError(
-            f"the explanation in {source} is damaged: {error!r}"
+            f"the explanation in {source} is damaged: {error!r:.300}"
         ) from error
 
 
-def _to_disk(stream: typing.IO[Any]) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
+def _digest(told: Any, arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of both files' content, however it is laid out in them."""
+    found = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def _plain(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
@@ -122,35 +134,54 @@ def _plain(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     return value
 
 
-def _value(kind: Any, plain: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """The value of type `kind` that `_plain` wrote."""
-    if isinstance(plain, dict) and set(plain) == {"array"}:
-        array = arrays[plain["array"]]
-        array.setflags(write=False)
-        return array
-    if isinstance(plain, dict) and set(plain) == {"float"}:
-        return float(plain["float"])
-    if isinstance(plain, dict):
-        made: Any = next(k for k in _kinds(kind) if dataclasses.is_dataclass(k))
-        hints = typing.get_type_hints(made)
-        return made(
-            **{name: _value(hints[name], v, arrays) for name, v in plain.items()}
-        )
-    if isinstance(plain, list):
-        parts = typing.get_args(
-            next(k for k in _kinds(kind) if typing.get_origin(k) is tuple)
-        )
-        if parts[-1] is Ellipsis:
-            parts = parts[:1] * len(plain)
-        return tuple(_value(k, v, arrays) for k, v in zip(parts, plain, strict=True))
-    if isinstance(plain, str) and Path in _kinds(kind):
-        return Path(plain)
-    if isinstance(plain, int) and float in _kinds(kind) and int not in _kinds(kind):
-        return float(plain)
-    return plain
+def _value(kind: Any, plain: Any, arrays: Mapping[str, np.ndarray], name: str) -> Any:
+    """The value of type `kind` that `_plain` wrote; `name` says which, if it is none.
+
+    Raises:
+      TypeError: of another type.
+    """
+    kinds = _kinds(kind)
+    match plain:
+        case {"array": str(entry), **rest} if not rest and np.ndarray in kinds:
+            array = arrays[entry]
+            array.setflags(write=False)
+            return array
+        case {"float": str(text), **rest} if not rest and float in kinds:
+            return float(text)
+        case dict():
+            made: Any
+            for made in filter(dataclasses.is_dataclass, kinds):
+                hints = typing.get_type_hints(made)
+                if unknown := set(plain) - set(hints):
+                    raise TypeError(f"{name} has no {sorted(unknown)!r:.80}")
+                return made(
+                    **{
+                        key: _value(hints[key], value, arrays, f"{name}.{key}")
+                        for key, value in plain.items()
+                    }
+                )
+        case list():
+            for parts in (
+                typing.get_args(k) for k in kinds if typing.get_origin(k) is tuple
+            ):
+                if parts[-1] is Ellipsis:
+                    parts = parts[:1] * len(plain)
+                return tuple(
+                    _value(k, value, arrays, f"{name}[{i}]")
+                    for i, (k, value) in enumerate(zip(parts, plain, strict=True))
+                )
+        case str() if Path in kinds:
+            return Path(plain)
+        case _ if type(plain) in kinds:
+            return plain
+        case int() if type(plain) is int and float in kinds:
+            return float(plain)
+        case str() if any(plain in typing.get_args(k) for k in kinds):  # Literals
+            return plain
+    raise TypeError(f"{name} is {plain!r:.80}, which is no {kind}")
 
 
 def _kinds(kind: Any) -> tuple[Any, ...]:
     """The types of a union, or the type itself."""
-    union = isinstance(kind, types.UnionType)
+    union = typing.get_origin(kind) in (types.UnionType, typing.Union)
     return typing.get_args(kind) if union else (kind,)

@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,13 @@ __all__ = [
 ]
 
 
-# Frames decoded at a time: a header can promise any number.
+# Samples of all channels decoded at a time: a header can promise any number.
 BLOCK = 2**22
+# And samples in memory at once, 8 GiB: silence of years fits into a small FLAC file.
+MOST_SAMPLES = 2**31
+# Between a file's rate and the one asked for; what is beyond is no sound, but a header
+# that lies, and resampling would take any amount of memory or time.
+LARGEST_RATIO = 1000
 
 
 class AudioError(ValueError):
@@ -83,7 +89,8 @@ def load(
 
     Raises:
       AudioError: missing, a directory, not audio, truncated, without samples, with
-        NaN, infinite or absurdly large samples, or `offset_s` outside the file.
+        NaN, infinite or absurdly large samples, at an absurd rate, too long to be in
+        memory at once, or `offset_s` outside the file.
     """
     import soundfile
 
@@ -100,6 +107,16 @@ def load(
         count = file.frames - start
         if duration_s is not None:
             count = min(count, math.ceil(duration_s * rate))
+        if wrong_rate := _wrong_rate(rate, sample_rate):
+            raise AudioError(path, f"its header says {wrong_rate}")
+        most = count * max(file.channels, sample_rate / rate)
+        if most > MOST_SAMPLES:
+            raise AudioError(
+                path,
+                f"its header promises {count / rate:g} s, {most:.3g} samples in "
+                f"memory, where {MOST_SAMPLES} are the most; give duration_s, or "
+                "look whether it is what it says",
+            )
         try:
             file.seek(start)
             samples = _read(file, count)
@@ -187,6 +204,8 @@ def clip_of(
         )
     if sample_rate < 1:
         raise ValueError(f"sample_rate must be at least 1 Hz; got {sample_rate}")
+    if wrong_rate := _wrong_rate(sample_rate, front_end.sample_rate):
+        raise ValueError(f"sample_rate is {wrong_rate}")
     start = round(offset_s * sample_rate) if math.isfinite(offset_s) else -1
     if not 0 <= start < len(samples):
         raise ValueError(
@@ -219,13 +238,29 @@ def fit_length(
     return np.pad(waveform, (0, num_samples - len(waveform)))
 
 
-def duration(path: str | Path) -> float:
+def duration(path: str | Path, *, check_end: bool = False) -> float:
     """Length of a file in seconds, from its header.
+
+    Args:
+      path: the file.
+      check_end: decode its last sample too: a header can promise any number of them.
 
     Raises:
       AudioError: as `load`, as far as the header tells.
     """
+    import soundfile
+
     with _open(path) as file:
+        if check_end:
+            try:
+                file.seek(file.frames - 1)
+                there = len(_read(file, 1))
+            except soundfile.LibsndfileError:
+                there = 0
+            if not there:
+                raise _truncated(
+                    path, f"{file.frames} samples", "the last is not there"
+                )
         return file.frames / file.samplerate
 
 
@@ -244,13 +279,24 @@ def _open(path: str | Path) -> Iterator[Any]:
     """The `soundfile.SoundFile` of a file that is there, whole and not empty."""
     import soundfile
 
-    if not Path(path).exists():
-        raise AudioError(path, "missing; expected a sound file")
-    if Path(path).is_dir():
+    try:
+        kind = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise AudioError(path, "missing; expected a sound file") from None
+    # A folder that may not be looked into, a circle of links, a name too long.
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AudioError(path, f"not readable: {reason}") from error
+    if stat.S_ISDIR(kind):
         raise AudioError(path, "a directory; expected a sound file")
-    if not Path(path).is_file():
+    if not stat.S_ISREG(kind):
         # To open a pipe is to wait until somebody writes to it.
         raise AudioError(path, "a pipe or a device; expected a sound file")
+    try:
+        # libsndfile calls it a "System error".
+        open(path, "rb").close()
+    except OSError as error:
+        raise AudioError(path, f"not readable: {error.strerror}") from error
     try:
         # In bytes: soundfile would insist that a name is UTF-8.
         file = soundfile.SoundFile(os.fsencode(path))
@@ -277,11 +323,12 @@ def _open(path: str | Path) -> Iterator[Any]:
 def _read(file: Any, count: int) -> np.ndarray:
     """Up to `count` frames, `[frame, channel]`; memory for those that are there."""
     parts, left = [], count
+    block = max(1, BLOCK // file.channels)
     while left > 0:
-        part = file.read(min(left, BLOCK), dtype="float32", always_2d=True)
+        part = file.read(min(left, block), dtype="float32", always_2d=True)
         parts.append(part)
         left -= len(part)
-        if len(part) < min(left + len(part), BLOCK):
+        if len(part) < min(left + len(part), block):
             break
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -312,6 +359,16 @@ def _check_whole(path: str | Path, file: Any) -> None:
         last = len(page) > 26 and page[5] & 4
         if not last or len(page) < 27 + page[26] + sum(lacing):
             raise _truncated(path, "a last page that ends the stream", "it has none")
+
+
+def _wrong_rate(rate: int, sample_rate: int) -> str:
+    """Why one rate cannot be turned into another; empty where it can."""
+    if max(rate, sample_rate) <= LARGEST_RATIO * min(rate, sample_rate):
+        return ""
+    return (
+        f"{rate} Hz, more than {LARGEST_RATIO} times above or below the {sample_rate} "
+        "Hz asked for; expected the rate that the sound was recorded at"
+    )
 
 
 def _truncated(path: str | Path, promised: str, found: str) -> AudioError:

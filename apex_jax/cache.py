@@ -23,16 +23,16 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from apex_jax import audio, data, disentangle, hosts, progress, schemes
+from apex_jax import atomic, audio, data, disentangle, hosts, progress, schemes
 from apex_jax import classifier as classifier_lib
 from apex_jax import features as features_lib
 from apex_jax import mesh as mesh_lib
@@ -509,7 +509,7 @@ def _write_index(directory: Path, index: dict[str, Any]) -> None:
     file = directory / "cache.json"
     text = json.dumps({**index, "digest": _name(index)}, indent=1).encode()
     if hosts.is_primary() and not (file.exists() and file.read_bytes() == text):
-        write_whole(file, lambda stream: stream.write(text))
+        atomic.write(file, lambda stream: stream.write(text))
 
 
 def _shard_clips(
@@ -602,7 +602,7 @@ def _fill(
         skipped = [entry for entry in skip_log.entries() if entry[0] in paths]
         arrays["skipped"] = np.array(skipped, np.str_).reshape(-1, 2)
         arrays["cache"] = np.array(_name(index))
-        write_whole(
+        atomic.write(
             _file(directory, number),
             lambda file: np.savez(file, **arrays),  # type: ignore[arg-type]
         )
@@ -697,24 +697,3 @@ def _load(
         ),
         clips=tuple(clips[i] for i in np.concatenate(positions)),
     )
-
-
-def write_whole(file: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file that appears whole or not at all.
-
-    Raises:
-      OSError: it cannot be written, for want of space say; names the file, and what
-        was there before is still there.
-    """
-    temporary = file.with_name(f"{file.name}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(file)) from error
-        raise

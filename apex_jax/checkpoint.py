@@ -26,7 +26,11 @@ from apex_jax import classifier as classifier_lib
 from apex_jax.models import audioprotopnet, convnext
 
 FORMAT = "apex_jax"
-VERSION = 1
+VERSION = 2  # the first had no digest
+
+
+class DamagedError(ValueError):
+    """A checkpoint that was cut or changed, or a folder that is none."""
 
 
 def save(
@@ -98,7 +102,8 @@ def load(path: str | os.PathLike[str], *, kind: str) -> tuple[Any, dict[str, Any
 
     Raises:
       FileNotFoundError: nothing at this path.
-      ValueError: no checkpoint, of another kind, or of a later version.
+      DamagedError: no checkpoint, or one that was cut or changed.
+      ValueError: of another kind, or of a later version.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -110,22 +115,22 @@ def load(path: str | os.PathLike[str], *, kind: str) -> tuple[Any, dict[str, Any
             f"needs {kind!r}"
         )
     # Left alone, Orbax asks for the devices that the checkpoint was written on.
-    template = jax.tree.map(
-        lambda leaf: (
-            np.zeros(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf
-        ),
-        stored.metadata,
-    )
     try:
+        template = jax.tree.map(
+            lambda leaf: (
+                np.zeros(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf
+            ),
+            stored.metadata,
+        )
         tree = ocp.load(source, template)
     except Exception as error:
-        raise ValueError(
+        raise DamagedError(
             f"path {source} is a damaged checkpoint: {error!s:.300}"
         ) from error
     metadata = stored.custom_metadata.get("metadata")
-    # Those of earlier versions carry none.
-    if description.get("sha256", "") not in ("", _digest(tree, metadata, kind)):
-        raise ValueError(
+    digest = description["sha256"]
+    if digest is not None and digest != _digest(tree, metadata, kind):
+        raise DamagedError(
             f"path {source} is a damaged checkpoint: it does not hold what was written"
         )
     return tree, metadata
@@ -292,20 +297,35 @@ def versions() -> tuple[tuple[str, str], ...]:
 
 
 def _read_format(path: pathlib.Path) -> tuple[dict[str, Any], Any]:
+    """The checked description, with the digest or None, and what Orbax says."""
     from orbax.checkpoint import v1 as ocp
 
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
         stored = ocp.metadata(path)
-        description = stored.custom_metadata["format"]
+        description = dict(stored.custom_metadata["format"])
         version = description["version"]
         ours = description["name"] == FORMAT
     # Orbax has no error of its own for a folder that is something else.
     except Exception as error:
-        raise ValueError(f"path {path} is no {FORMAT} checkpoint") from error
+        raise DamagedError(f"path {path} is no {FORMAT} checkpoint") from error
     if not ours:
-        raise ValueError(f"path {path} is no {FORMAT} checkpoint: {description}")
+        raise DamagedError(
+            f"path {path} is no {FORMAT} checkpoint: {description!r:.300}"
+        )
+    if type(version) is not int or version < 1:
+        raise DamagedError(
+            f"path {path} is a damaged checkpoint: its format version is "
+            f"{version!r:.80}"
+        )
+    if version == 1:
+        description.setdefault("sha256", None)
+    for name, wanted in (("kind", str), ("sha256", str | None)):
+        if not isinstance(description.get(name, 0), wanted):
+            raise DamagedError(
+                f"path {path} is a damaged checkpoint: its description has no {name}"
+            )
     if version > VERSION:
         raise ValueError(
             f"path {path} has format version {version}; this {FORMAT} reads up to "

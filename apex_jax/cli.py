@@ -16,6 +16,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from apex_jax import escape
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
@@ -147,10 +149,11 @@ def _usage() -> str:
 
 
 def _say(text: str) -> int:
-    print(text)  # noqa: T201
+    print(escape.readable(text, breaks=True))  # noqa: T201
     return 0
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"apex-jax {message}", file=sys.stderr)  # noqa: T201
+    # It may quote a name, which may hold what a terminal takes for a command.
+    print(escape.readable(f"apex-jax {message}"), file=sys.stderr)  # noqa: T201
     return status

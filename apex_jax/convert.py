@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
+from apex_jax import escape
+
 # jax and flax wait until there is something to convert, so that --help is quick.
 if TYPE_CHECKING:
     from apex_jax.models import convnext
@@ -115,6 +117,8 @@ def _load(source: pathlib.Path) -> tuple[Any, tuple[str, ...] | None, Any]:
 
 
 def _read_tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
+    # The readers call what may not be read missing, or damaged.
+    file.open("rb").close()
     match file.suffix:
         case ".safetensors":
             return _read_safetensors(file)
@@ -235,6 +239,7 @@ def main(config: Convert) -> str:
         if not isinstance(settings, dict):
             raise ValueError(f"{config.front_end} holds no named settings")
         front_end = audio.FrontEnd.from_dict(settings).to_dict()
+    _try_out(config.source, model)
     shape = model.config
     save = checkpoint.save_audioprotopnet if prototypes else checkpoint.save_classifier
     path = save(
@@ -261,6 +266,50 @@ def main(config: Convert) -> str:
     )
 
 
+def _try_out(source: pathlib.Path, model: Any) -> None:
+    """Runs what was converted on noise, and audits it where it is a classifier.
+
+    Raises:
+      ValueError: logits that are no numbers.
+      InvarianceError: the head does not give the network's logits of the folded map.
+    """
+    import jax
+
+    from apex_jax import classifier as classifier_lib
+    from apex_jax import disentangle
+    from apex_jax.models import audioprotopnet, convnext
+
+    prototypes = isinstance(model, audioprotopnet.AudioProtoPNet)
+    config = model.config.backbone if prototypes else model.config
+    network: classifier_lib.Network
+    if prototypes:
+        network = audioprotopnet.as_network(model)
+    else:
+        names = [str(index) for index in range(config.num_classes)]
+        network = convnext.as_classifier(model, names)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(2, 2 * config.stride, 3 * config.stride))
+    feature_map, logits = jax.jit(lambda network, x: network(x))(
+        network, noise.astype(np.float32)
+    )
+    logits = np.asarray(logits)
+    if not np.isfinite(logits).all():
+        raise ValueError(
+            f"source {source}: of noise the network makes logits that are no numbers; "
+            "its weights are not those of a trained network"
+        )
+    if isinstance(network, classifier_lib.Classifier):
+        pooled = np.asarray(classifier_lib.pool(feature_map))
+        transform = disentangle.identity(pooled.shape[1])
+        error = np.abs(np.asarray(network.head(pooled)) - logits).max()
+        if not error <= 1e-3 * max(1.0, np.abs(logits).max()):
+            raise disentangle.InvarianceError(
+                f"source {source}: of noise the head's logits differ from the "
+                f"network's by {error:.3g}. "
+                + disentangle.cause_of(transform, network.head, pooled, logits)
+            )
+
+
 def _read_json(file: pathlib.Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -270,7 +319,8 @@ def _read_json(file: pathlib.Path) -> Any:
 
 def _read_names(file: pathlib.Path) -> tuple[str, ...]:
     if file.suffix != ".json":
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not `splitlines`, which takes more for a new line than a text file does.
+        lines = file.read_text(encoding="utf-8").split("\n")
         return tuple(line.strip() for line in lines if line.strip())
     names = _read_json(file)
     if isinstance(names, dict):
@@ -291,5 +341,5 @@ if __name__ == "__main__":
     try:
         summary = main(tyro.cli(Convert))
     except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"convert: {error}")
-    print(summary)  # noqa: T201
+        sys.exit(escape.readable(f"convert: {error}"))
+    print(escape.readable(summary, breaks=True))  # noqa: T201

@@ -11,6 +11,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import io
 import math
 import sys
 import threading
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from apex_jax import audio, hosts
+from apex_jax import atomic, audio, hosts
 
 # Waveforms that wait to be used: so many batches of them, at most so many bytes.
 AHEAD_BATCHES = 4
@@ -118,11 +119,9 @@ class SkipLog:
 
     def write_csv(self, path: str | Path) -> None:
         """Writes the entries under the header `path,reason`."""
-        # Names of files are bytes, which need not be text: they are kept as they are.
-        with Path(path).open(
-            "w", newline="", encoding="utf-8", errors="surrogateescape"
-        ) as file:
-            csv.writer(file).writerows([("path", "reason"), *self.entries()])
+        lines = io.StringIO(newline="")
+        csv.writer(lines).writerows([("path", "reason"), *self.entries()])
+        atomic.write_text(path, lines.getvalue())
 
 
 class Splits(NamedTuple):

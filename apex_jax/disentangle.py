@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from apex_jax import causes, expm, settings
 from apex_jax import classifier as classifier_lib
-from apex_jax import expm, settings
 
 # How the exponential is computed: from products alone, or by JAX's own function.
 Method = settings.Exponential
@@ -196,6 +196,8 @@ class Audit:
         mean square over classes: how far logits move from clip to clip.
       largest_logit: largest `|y|`.
       tolerance: largest allowed `max_abs_logit_error / logit_spread`.
+      cause: where the audit failed, what made it fail and what helps, if the
+        arithmetic tells; see `causes`.
     """
 
     num_clips: int
@@ -207,6 +209,7 @@ class Audit:
     largest_logit: float
     tolerance: float
     near_ties: int = 0
+    cause: str = ""
 
     @property
     def allowed(self) -> float:
@@ -232,30 +235,24 @@ class Audit:
         if self.passed:
             return self
         kind: type[InvarianceError] = InvarianceError
-        if not math.isfinite(self.max_abs_logit_error):
-            remedy = (
-                "NaN or infinity stands in the network's logits, the features, the "
-                "head or U: look for silent or broken clips and for a checkpoint that "
-                "did not load."
-            )
-        elif self.condition_number > 1e3:
+        finite = math.isfinite(self.max_abs_logit_error)
+        if self.condition_number > 1e3 and finite and not self.cause:
             remedy = (
                 f"U is ill-conditioned (condition number {self.condition_number:.3g}; "
                 "about 100 is usual): lower the learning rate of the optimisation or "
                 "stop earlier."
             )
-        elif self.logit_spread < 1e-2 * max(1.0, self.largest_logit):
+        elif self.logit_spread < 1e-2 * max(1.0, self.largest_logit) and finite:
             kind = UntrainedError
             remedy = (
                 "The classifier itself hardly tells these clips apart: is it trained, "
-                "and is this the front end it was trained with?"
+                f"and is this the front end it was trained with? {self.cause}".rstrip()
             )
         else:
-            remedy = (
-                f"U is well conditioned ({self.condition_number:.3g}), so the cause "
-                "lies elsewhere: a norm between pooling and head that was not folded "
-                "into the feature map, a head that does not belong to these features, "
-                "or products at less than float32 precision."
+            remedy = self.cause or (
+                f"U is well conditioned ({self.condition_number:.3g}) and the error is "
+                "float32's own: the clips' features are far larger than what their "
+                "logits differ by."
             )
         raise kind(
             "APEX must not change the classifier, but on "
@@ -320,6 +317,7 @@ def audit(
     largest, total, squares, changed, ties = 0.0, 0.0, 0.0, 0, 0
     # By NumPy's maximum, which keeps NaN; of all at once would copy all.
     largest_logit = np.float64(0)
+    worst = slice(0, CHUNK_CLIPS)
     with np.errstate(invalid="ignore"):
         mean = np.mean(logits, axis=0, dtype=np.float64)
         for first in range(0, len(logits), CHUNK_CLIPS):
@@ -329,7 +327,8 @@ def audit(
             before = np.asarray(logits[chunk], np.float64)
             # A NaN or infinity anywhere must fail, not vanish in a comparison.
             error = np.nan_to_num(np.abs(after - before), nan=math.inf, posinf=math.inf)
-            largest = max(largest, float(error.max()))
+            if float(error.max()) > largest:
+                largest, worst = float(error.max()), chunk
             total += float(error.sum())
             squares += float(np.square(before - mean).sum())
             largest_logit = np.maximum(largest_logit, np.abs(before).max())
@@ -338,7 +337,7 @@ def audit(
             ties += int((moved & ~clear).sum())
         spread = math.sqrt(squares / logits.size)
     matrix = np.asarray(transform.matrix, np.float64)
-    return Audit(
+    found = Audit(
         num_clips=len(logits),
         max_abs_logit_error=largest,
         mean_abs_logit_error=total / logits.size,
@@ -351,3 +350,22 @@ def audit(
         tolerance=tolerance,
         near_ties=ties,
     )
+    if found.passed:
+        return found
+    cause = cause_of(transform, head, pooled[worst], logits[worst])
+    return dataclasses.replace(found, cause=cause)
+
+
+def cause_of(
+    transform: Transform,
+    head: classifier_lib.LinearHead,
+    pooled: Float[Array | np.ndarray, "clip chan"],
+    logits: Float[Array | np.ndarray, "clip classes"],
+) -> str:
+    """Why the transformed classifier does not give these logits; see `causes.find`."""
+    path = causes.Path(
+        *(np.asarray(a) for a in (transform.matrix, transform.inverse)),
+        *(np.asarray(a) for a in (transform.centre, head.weight, head.bias)),
+    )
+    after = transform.compensate(head)(transform(jnp.asarray(pooled)))
+    return causes.find(path, *(np.asarray(a) for a in (pooled, logits, after)))

@@ -102,6 +102,8 @@ def contributions(
 ) -> Float[Array, " chan"]:
     """What each channel adds to a class: `What[c, k] relu(mean(Zhat)_k)`. Unbatched.
 
+    Infinite where the product leaves float32, as the logits then are.
+
     Args:
       head: the compensated head.
       pooled: `mean(Zhat)`, the transformed pooled vector.

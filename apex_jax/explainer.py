@@ -572,11 +572,21 @@ class Explainer:
         allowed = 1e-3 * max(1.0, size) if audit is None else 10 * audit.allowed
         error = float(np.abs(again - seen.logits).max())
         if not error <= allowed:  # NaN included
+            cause = disentangle.cause_of(
+                self.transform,
+                self.classifier.head,
+                np.mean(seen.views.rows, axis=0, keepdims=True),
+                seen.logits[None],
+            )
+            condition = np.linalg.cond(np.asarray(self.transform.matrix, np.float64))
             raise disentangle.InvarianceError(
                 f"of {seen.source} the transformed classifier says other logits than "
-                f"the network, by up to {error:.3g} (allowed: {allowed:.3g}): a norm "
-                "after pooling that is not folded into the feature map, a head of "
-                "another network, or products at less than float32 precision"
+                f"the network, by up to {error:.3g} (allowed: {allowed:.3g}). "
+                + (
+                    cause
+                    or "U is too ill-conditioned for this clip (condition number "
+                    f"{condition:.3g}): learn U again at a lower learning rate."
+                )
             )
 
     def prototypes(

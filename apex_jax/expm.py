@@ -55,10 +55,12 @@ def expm(generator: Float[Array, "chan chan"]) -> Float[Array, "chan chan"]:
     of the computation.
 
     Args:
-      generator: A. Its 1-norm may be up to `LARGEST_NORM`, about 590.
+      generator: A. Its 1-norm may be up to `LARGEST_NORM`, about 590; if that is
+        smaller, the 1-norm of A less the mean of its diagonal.
 
     Returns:
-      `e^A`; all NaN beyond that norm, and where A is not finite.
+      `e^A`; all NaN beyond that norm and where A is not finite, and not finite where
+      `e^A` itself leaves float32.
     """
     return _forward(generator)[0]
 

@@ -7,17 +7,24 @@ set several side by side.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from apex_jax import boxes, explanation, frontend, optimize, plot
+from apex_jax import atomic, boxes, explanation, frontend, optimize, plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
 BLUE, RED = "#3b6ea5", "#d1495b"
+
+
+def save(figure: Figure, path: Path, *, dpi: int) -> None:
+    """Writes a figure, whole or not at all, in the format that its name ends with."""
+    kind = path.suffix[1:].lower()
+    atomic.write(path, lambda file: figure.savefig(file, format=kind, dpi=dpi))
 
 
 def explained(result: explanation.Explanation, *, num_prototypes: int = 4) -> Figure:

@@ -13,13 +13,12 @@ import dataclasses
 import io
 import itertools
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from apex_jax import audio, explanation
+from apex_jax import atomic, audio, explanation
 
 # soundfile and scipy.signal are imported where they are used: `--help` need not pay.
 
@@ -219,9 +218,7 @@ def write(path: str | Path, sound: Sound) -> None:
     if path.suffix.lower() != ".flac":
         raise ValueError(f"listen.write: path must end in .flac; got {str(path)!r}")
     content = to_flac(sound)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    atomic.write(path, lambda file: file.write(content))
 
 
 def _edges(area: explanation.Area) -> list[float]:

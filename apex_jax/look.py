@@ -21,6 +21,9 @@ from jaxtyping import Array, Float
 from apex_jax import audio, schemes
 from apex_jax import classifier as classifier_lib
 
+# Of one recording: a year of it, a window every half minute.
+MOST_WINDOWS = 1_000_000
+
 # A file's path, a waveform [sample], or a spectrogram [F_in, T_in].
 Sound = str | os.PathLike | np.ndarray
 
@@ -103,13 +106,15 @@ def offsets(
       One offset at least. The last window ends at `end_s`, if there is room.
 
     Raises:
-      AudioError: the recording cannot be used, or ends before `start_s`.
-      ValueError: `hop_s` is not positive.
+      AudioError: the recording cannot be used, ends before `start_s`, or lacks the
+        end that its header promises.
+      ValueError: `hop_s` is not positive, or so small that there would be more than
+        `MOST_WINDOWS`.
     """
     hop_s = float(front_end.clip_s if hop_s is None else hop_s)
     if not hop_s > 0:
         raise ValueError(f"hop_s must be positive seconds; got {hop_s}")
-    length_s = audio.duration(Path(path))
+    length_s = audio.duration(Path(path), check_end=True)
     if not 0 <= start_s < length_s:
         raise audio.AudioError(
             Path(path), f"{length_s:g} s long; a start at {start_s:g} s lies outside"
@@ -117,7 +122,13 @@ def offsets(
     last_s = (length_s if end_s is None else min(length_s, end_s)) - front_end.clip_s
     # To a sample: lengths in seconds are quotients.
     sample_s = 1 / front_end.sample_rate
-    count = int(max(0.0, last_s - start_s + sample_s) / hop_s)
+    many = max(0.0, last_s - start_s + sample_s) / hop_s
+    if not many < MOST_WINDOWS:
+        raise ValueError(
+            f"{path} is {length_s:g} s long; a window every {hop_s:g} s would be more "
+            f"than {MOST_WINDOWS:,} windows; choose a larger hop_s"
+        )
+    count = int(many)
     starts = [start_s + n * hop_s for n in range(count + 1)]
     return starts if last_s - starts[-1] <= sample_s else [*starts, last_s]
 

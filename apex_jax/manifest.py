@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +74,8 @@ def read(path: Path) -> Manifest:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: not UTF-8; save it as UTF-8") from None
-    lines = csv.reader(text.splitlines(keepends=True), strict=True)
+    # Not `splitlines`: a name may hold what Unicode, but no CSV, takes for a new line.
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(lines, [])]
         _check_header(path, header)

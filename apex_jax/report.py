@@ -12,20 +12,14 @@ import base64
 import hashlib
 import html as html_lib
 import importlib.resources
-import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from apex_jax import explanation, schemes
+from apex_jax import atomic, escape, explanation, schemes
 from apex_jax.pages import embed, overview, page, picture
 
 # jinja2 is imported where it is used: `--help` must not pay for it.
-
-# Characters that reorder or break the text around them.
-_BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-_BREAKS = {"Cc", "Cs", "Zl", "Zp"}
 
 
 def html(
@@ -92,13 +86,7 @@ def write(
     path = Path(path)
     # Never the whole page at once: with its sounds it can take hundreds of megabytes.
     pieces = _pieces(explanations, title=title, sounds=sounds)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        for piece in pieces:
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    atomic.write(path, lambda file: file.writelines(p.encode() for p in pieces))
     return path
 
 
@@ -109,25 +97,6 @@ def notebook(result: explanation.Explanation, *, sounds: bool = True) -> str:
     return (
         f'<iframe title="explanation" sandbox="allow-scripts" srcdoc="{content}" '
         'width="100%" height="760" style="border: 1px solid #8884"></iframe>'
-    )
-
-
-def readable(text: str) -> str:
-    r"""Text that stays on its line and reads in its order, whatever a file is called.
-
-    Line breaks, other control characters, characters that turn the direction of the
-    text, and bytes of a name that are not UTF-8 appear as their escapes.
-
-    >>> readable("two\nlines")
-    'two\\nlines'
-    """
-    if text.isprintable():  # the embedded files, millions of letters each, are
-        return text
-    return "".join(
-        c.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(c) in _BREAKS or unicodedata.bidirectional(c) in _BIDI
-        else c
-        for c in text
     )
 
 
@@ -172,7 +141,11 @@ def _render(**content: Any) -> Iterator[str]:
     def finalize(value: Any) -> Any:
         # Every value passes through here, paths and numbers too, so that none can be
         # forgotten.
-        return value if isinstance(value, markupsafe.Markup) else readable(str(value))
+        return (
+            value
+            if isinstance(value, markupsafe.Markup)
+            else escape.readable(str(value))
+        )
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("apex_jax.pages"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,19 @@ class Saver:
         Args:
           like: a tree of the same structure.
 
+        A damaged state is set aside with a warning: the training begins anew.
+
         Raises:
-          ValueError: the folder holds a state of another training, or a damaged one.
+          ValueError: the folder holds a state of another training.
         """
         found = hosts.collect(self._newest())[0]
         if found is None or self.directory is None:
             return None
-        saved, metadata = checkpoint.load(self.directory / found, kind=KIND)
+        try:
+            saved, metadata = checkpoint.load(self.directory / found, kind=KIND)
+        except checkpoint.DamagedError as error:
+            self._set_aside(found, error)
+            return self.load(like)
         differs = [
             name
             for name, digest in self.depends_on.items()
@@ -95,6 +102,16 @@ class Saver:
                 if int(old) != step:
                     shutil.rmtree(self.directory / old)
         self._last = time.monotonic()
+
+    def _set_aside(self, found: str, error: ValueError) -> None:
+        assert self.directory is not None
+        aside = self.directory / f"{found}.damaged"
+        warnings.warn(f"{error}; set aside as {aside.name}", stacklevel=4)
+        hosts.barrier("state looked at")
+        if hosts.is_primary():
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.directory / found).rename(aside)
+        hosts.barrier("state set aside")
 
     def _newest(self) -> str | None:
         return max(self._steps(), default=None)

@@ -43,8 +43,20 @@ def compare(
     rounded: Float[Array | np.ndarray, "clip classes"],
     activation: classifier_lib.Activation,
 ) -> Rounding:
-    """Two logits of each clip, `[clip, classes]`."""
+    """Two logits of each clip, `[clip, classes]`.
+
+    Raises:
+      ValueError: they are not of the same clips, of none, or not finite.
+    """
     exact, rounded = np.asarray(exact, np.float64), np.asarray(rounded, np.float64)
+    if exact.shape != rounded.shape or exact.ndim != 2 or not exact.size:
+        raise ValueError(
+            "exact and rounded must be [clip, classes] of the same clips; got "
+            f"{exact.shape} and {rounded.shape}"
+        )
+    for name, logits in (("exact", exact), ("rounded", rounded)):
+        if not np.isfinite(logits).all():
+            raise ValueError(f"{name} logits must be finite; got NaN or infinity")
     before, after = (
         classifier_lib.decisions(logits, activation) for logits in (exact, rounded)
     )

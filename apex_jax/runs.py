@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import shutil
 import textwrap
@@ -19,10 +20,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from apex_jax import (
+    atomic,
     audio,
     cache,
     data,
     disentangle,
+    escape,
     explain,
     hosts,
     logbook,
@@ -40,6 +43,7 @@ INDENT = 13  # of what stands beside a label
 IRRELEVANT = ("overwrite", "hosts", "output_dir", "out")
 TRAINING = "-training"  # the folder beside a network that tells of its training
 MADE_FROM = "made_from.json"
+SKIPPED = "skipped.csv"
 BANK_HEADER = (
     "channel",
     "sign",
@@ -56,7 +60,8 @@ BANK_HEADER = (
 def say(message: str) -> None:
     """A line for the person at the terminal; of several processes the first's."""
     if hosts.is_primary():
-        print(message, flush=True)  # noqa: T201
+        # A name may hold what a terminal takes for a command.
+        print(escape.readable(message, breaks=True), flush=True)  # noqa: T201
 
 
 def check_least(config: Any, **least: int) -> None:
@@ -69,57 +74,144 @@ def check_least(config: Any, **least: int) -> None:
 
 
 def claim(output: Path, config: Any, **more: Any) -> bool:
-    """Writes `config.json`; refuses a folder with a finished run of other settings.
+    """`hold` and `begin` in one: for a run that nothing else can refuse any more."""
+    known = hold(output, config, **more)
+    begin(output, config, **more)
+    return known
 
-    The folder is this process's until it ends.
+
+def hold(output: Path, config: Any, **more: Any) -> bool:
+    """Makes a folder this process's, until it ends; changes nothing that is in it.
 
     Args:
       output: the run's folder, made if need be.
       config: a dataclass with all defaults filled in; its `overwrite` lets a finished
         run be replaced.
-      **more: what else `config.json` is to say.
+      **more: what else the run depends on, as JSON: `config.json` will say it.
 
     Returns:
-      Whether a run of the same settings was here before: what it finished will do.
+      Whether a run of the same was here before: what it finished will do.
 
     Raises:
-      ValueError: the folder holds a finished run of other settings.
+      ValueError: the folder holds a finished run of other settings or clips.
       OccupiedError: another run is at work in it.
     """
-    known = hosts.collect(same(output, config, **more))[0]
+    differs = hosts.collect(_differs(output, config, **more))[0]
 
     def decide() -> None:
         output.mkdir(parents=True, exist_ok=True)
         occupied.occupy(output)
-        if (output / "results.json").exists() and not (known or config.overwrite):
+        finished = (output / "results.json").exists()
+        if finished and differs != [] and not config.overwrite:
+            what = f" ({', '.join(differs)})" if differs else ""
             raise ValueError(
-                f"{output} holds a finished run of other settings; name another "
+                f"{output} holds a finished run of other settings{what}; name another "
                 "folder, or --overwrite it"
             )
-        (output / "results.json").unlink(missing_ok=True)
-        write_json(output / "config.json", {**plain(config), **more})
 
     hosts.agree(decide)
-    return known
+    return differs == []
+
+
+def begin(output: Path, config: Any, **more: Any) -> None:
+    """Writes `config.json`; results of anything else that lie there are removed.
+
+    After `hold`, and after whatever may refuse the run: a refusal must leave a finished
+    run as it was. Before anything is replaced: old results must not tell of new parts.
+
+    Args:
+      output: as in `hold`, like the next two.
+      config: the settings.
+      **more: what else the run depends on.
+    """
+
+    def replace() -> None:
+        # Of the same they are true until the new ones take their place.
+        if config.overwrite or _differs(output, config, **more) != []:
+            (output / "results.json").unlink(missing_ok=True)
+        write_json(output / "config.json", {**plain(config), **more})
+
+    hosts.agree(replace)
 
 
 def same(output: Path, config: Any, **more: Any) -> bool:
-    """Whether the folder was claimed with settings that give the same results."""
+    """Whether the folder was claimed with what gives the same results."""
+    return _differs(output, config, **more) == []
+
+
+def _differs(output: Path, config: Any, **more: Any) -> list[str] | None:
+    """Settings that the folder's run has otherwise; None where there is no run."""
     before = read_json(output / "config.json")
-    either = dict.fromkeys(IRRELEVANT)
-    return {**(before or {}), **either} == {**plain(config), **more, **either}
+    if before is None:
+        return None
+    # As JSON gives them back.
+    now = json.loads(json.dumps({**plain(config), **more}))
+    return sorted(
+        name
+        for name in {*before, *now}
+        if name not in IRRELEVANT
+        and (name not in before or name not in now or before[name] != now[name])
+    )
 
 
-def settings_of(config: Any) -> str:
-    """A digest of all that decides results; a part that is finished carries it."""
+def digest_of(*clips: Sequence[data.Clip]) -> str:
+    """A digest of lists of clips, as files and as what is said of them.
+
+    A file counts by its path, size and time of modification; labels, places and
+    which list a clip is in count too.
+    """
+    return resume.digest([cache.listing(part) for part in clips], repr(clips))
+
+
+def settings_of(config: Any, *made_from: Any) -> str:
+    """A digest of all that decides results; a part that is finished carries it.
+
+    Args:
+      config: the settings.
+      *made_from: what else it depends on, arrays or text: `digest_of` its clips, the
+        networks that it tells of.
+    """
     relevant = {name: v for name, v in plain(config).items() if name not in IRRELEVANT}
-    return resume.digest(json.dumps(relevant, sort_keys=True))
+    return resume.digest(json.dumps(relevant, sort_keys=True), made_from)
 
 
-def is_finished(file: Path, config: Any) -> bool:
-    """Whether a part's results are there, and of these settings."""
+def is_finished(file: Path, settings: str) -> bool:
+    """Whether a part's results are there, and of `settings`, see `settings_of`."""
     found = read_json(file) or {}
-    return hosts.collect(found.get("settings") == settings_of(config))[0]
+    return hosts.collect(found.get("settings") == settings)[0]
+
+
+def skipped(
+    skip_log: data.SkipLog, *clips: Sequence[data.Clip]
+) -> list[tuple[str, str]]:
+    """Those of lists of clips that were skipped, with the reason; JSON can keep it."""
+    paths = {str(clip.path) for part in clips for clip in part}
+    return [(path, reason) for path, reason in skip_log.entries() if path in paths]
+
+
+def write_skipped(written: Path, skip_log: data.SkipLog) -> Path | None:
+    """Says beside a file, in `NAME-skipped.csv`, what was skipped for it; if anything.
+
+    Returns:
+      Where, or None where nothing was skipped: then there is no such file any more.
+    """
+    beside = written.with_name(f"{written.stem}-{SKIPPED}")
+    if hosts.is_primary():
+        if len(skip_log):
+            skip_log.write_csv(beside)
+        else:
+            beside.unlink(missing_ok=True)
+    return beside if len(skip_log) else None
+
+
+def gather_skipped(output: Path, parts: Sequence[Path]) -> int:
+    """One `skipped.csv` of those of a run's parts; how many files it lists."""
+    found = data.SkipLog()
+    for part in parts:
+        found.read_csv(part / SKIPPED)
+    if hosts.is_primary():
+        found.write_csv(output / SKIPPED)
+    return len(found)
 
 
 def trained(
@@ -133,12 +225,14 @@ def trained(
     overwrite: bool,
     label: str,
     total: int,
+    skip_log: data.SkipLog,
+    begin: Callable[[], Any] = lambda: None,
 ) -> tuple[Network, list[train.Epoch]]:
     """A network that an earlier run kept, or one trained now.
 
-    Its logbook, its state while it is trained and digests of what it is made from lie
-    beside `folder`, in `FOLDER-training`. What was made from the same is used, finished
-    or not; nothing else is.
+    Its logbook, its state while it is trained, digests of what it is made from and
+    which files were skipped lie beside `folder`, in `FOLDER-training`. What was made
+    from the same is used, finished or not; nothing else is.
 
     Args:
       folder: where the network is kept.
@@ -150,6 +244,8 @@ def trained(
       overwrite: whether a network made from something else may be replaced.
       label: of the bar.
       total: clips that all epochs come to.
+      skip_log: that `fit` notes files in; takes those that an earlier run noted.
+      begin: called once nothing is refused any more, before anything is replaced.
 
     Raises:
       ValueError: there is a network, or an interrupted training, made from something
@@ -157,10 +253,7 @@ def trained(
     """
     beside = folder.with_name(folder.name + TRAINING)
     wanted = {name: resume.digest(part) for name, part in made_from.items()}
-    # As files, and as what is said of them: labels, and which part each is in.
-    wanted["clips"] = resume.digest(
-        [cache.listing(part) for part in clips], repr(clips)
-    )
+    wanted["clips"] = digest_of(*clips)
     found = hosts.collect(read_json(beside / MADE_FROM))[0]
     known = found["digests"] if found else wanted
     differs = sorted(name for name in wanted if known.get(name) != wanted[name])
@@ -169,9 +262,12 @@ def trained(
             f"{folder} is a network, or the beginning of one, made from other "
             f"{' and '.join(differs)}; name another folder, or --overwrite it"
         )
+    begin()
     there = hosts.collect(folder.exists())[0]
     if found and found["finished"] and there and not differs:
         say(f"trained before: {folder}")
+        for path, reason in found.get("skipped", ()):
+            skip_log.add(audio.AudioError(path, reason))
         return load(folder)[0], logbook.read(beside)
     if hosts.is_primary():
         if differs:
@@ -187,7 +283,8 @@ def trained(
             on_epoch=on_epoch, on_progress=on_progress, state_dir=beside / "state"
         )
     save(folder, network)
-    write_json(beside / MADE_FROM, {"finished": True, "digests": wanted})
+    told = {"digests": wanted, "skipped": skipped(skip_log, *clips)}
+    write_json(beside / MADE_FROM, {"finished": True, **told})
     hosts.barrier("training kept")
     if hosts.is_primary():
         shutil.rmtree(beside / "state", ignore_errors=True)
@@ -324,34 +421,31 @@ def write_bank(file: Path, explainer: explain.Explainer) -> None:
         return
     grid = explainer.grid()
     names = explainer.classifier.class_names
-    # Names of files are bytes, which need not be text: they are kept as they are.
-    with file.open(
-        "w", newline="", encoding="utf-8", errors="surrogateescape"
-    ) as stream:
-        writer = csv.writer(stream)
-        writer.writerow(BANK_HEADER)
-        for one in (explainer.positive, explainer.negative):
-            clip, activation, purity, location = (
-                np.asarray(a)
-                for a in (one.clip, one.activation, one.purity, one.location)
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    writer.writerow(BANK_HEADER)
+    for one in (explainer.positive, explainer.negative):
+        clip, activation, purity, location = (
+            np.asarray(a) for a in (one.clip, one.activation, one.purity, one.location)
+        )
+        for channel, rank in np.ndindex(clip.shape):
+            at = channel, rank
+            source = explainer.clips[int(clip[at])]
+            areas = explainer.areas(grid, location[at])
+            writer.writerow(
+                [
+                    channel,
+                    one.sign,
+                    rank + 1,
+                    source.path,
+                    f"{source.offset_s:.3f}",
+                    ", ".join(names[label] for label in source.labels),
+                    f"{activation[at]:.6g}",
+                    f"{purity[at]:.4f}",
+                    "; ".join(str(area) for area in areas),
+                ]
             )
-            for channel, rank in np.ndindex(clip.shape):
-                at = channel, rank
-                source = explainer.clips[int(clip[at])]
-                areas = explainer.areas(grid, location[at])
-                writer.writerow(
-                    [
-                        channel,
-                        one.sign,
-                        rank + 1,
-                        source.path,
-                        f"{source.offset_s:.3f}",
-                        ", ".join(names[label] for label in source.labels),
-                        f"{activation[at]:.6g}",
-                        f"{purity[at]:.4f}",
-                        "; ".join(str(area) for area in areas),
-                    ]
-                )
+    atomic.write_text(file, stream.getvalue())
 
 
 def plain(value: Any) -> Any:
@@ -366,16 +460,33 @@ def plain(value: Any) -> Any:
 
 
 def read_json(file: Path) -> Any:
-    """The content, or None where there is no such file."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    """What a file of a run says, names and values, or None where there is none.
+
+    Raises:
+      ValueError: it was cut or changed; says which.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{file} is damaged: no JSON ({error!s:.200}); delete it, and the same "
+            "command makes it anew"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{file} is damaged: it holds no names and values; delete it, and the same "
+            "command makes it anew"
+        )
+    return found
 
 
 def write_json(file: Path, content: Any) -> None:
     """Indented, whole or not at all; of several processes the first writes it."""
     if not hosts.is_primary():
         return
-    text = json.dumps(content, indent=2) + "\n"
-    cache.write_whole(file, lambda stream: stream.write(text.encode()))
+    atomic.write_text(file, json.dumps(content, indent=2) + "\n")
 
 
 def report(label: str, text: str, *more: str) -> None:
@@ -406,6 +517,6 @@ def report_end(
     """What every run says last; `then` is the command that goes on from here."""
     report("seconds", progress.in_words(stages.to_dict()))
     if len(skip_log):
-        report("skipped", f"{len(skip_log)} files, listed in {output / 'skipped.csv'}")
+        report("skipped", f"{len(skip_log)} files, listed in {output / SKIPPED}")
     say(f"{'written to':{INDENT}}{output}")
     say(f"{'then':{INDENT}}{then}")

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import jax
 import tyro
 
-from apex_jax import cache
+from apex_jax import atomic
 from benchmarks import (
     compare_torch,
     frontend,
@@ -133,7 +133,7 @@ def main(config: Config, size: sizes.Sizes | None = None) -> dict[str, Any]:
         results["seconds"] = time.perf_counter() - start
         if config.output is not None:
             text = json.dumps(results, indent=2) + "\n"
-            cache.write_whole(config.output, lambda file: file.write(text.encode()))
+            atomic.write(config.output, lambda file: file.write(text.encode()))
 
     for measure in measures.values():
         for row in measure(size):

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from apex_jax import escape
 from experiments import options
 
 Config = TypeVar("Config", bound=options.Common)
@@ -52,7 +53,7 @@ def ending() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(escape.readable(f"error: {error}"))
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise

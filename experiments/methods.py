@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from apex_jax import (
+    atomic,
     audio,
     audioprotopnet,
     cache,
@@ -352,6 +353,7 @@ def _trained(
         },
         overwrite=config.overwrite,
         clips=(splits.train, splits.validation, problem.background),
+        skip_log=problem.skip_log,
         total=train.clips_in_all(training, len(splits.train), problem.mesh),
         **how,
     )
@@ -381,7 +383,7 @@ def _list(folder: Path, problem: Problem) -> None:
     beside = folder.with_name(folder.name + runs.TRAINING)
     beside.mkdir(parents=True, exist_ok=True)
     content = text.encode(errors="surrogateescape")
-    cache.write_whole(beside / clips_of.LISTED, lambda stream: stream.write(content))
+    atomic.write(beside / clips_of.LISTED, lambda stream: stream.write(content))
 
 
 def _about(problem: Problem) -> dict[str, Any]:
@@ -445,14 +447,13 @@ def learn(
             jax.random.key_data(key),
         ),
         "weights": cache.weights_digest(classifier),
-        "clips": resume.digest(
-            cache.listing(problem.splits.train),
-            repr(problem.splits.train),
-        ),
+        "clips": runs.digest_of(problem.splits.train),
     }
     before = hosts.collect(runs.read_json(folder / LEARNED))[0] or {}
     if before.get("digests") == digests:
         runs.say(f"learned before: {folder}")
+        for path, reason in before.get("skipped", ()):
+            problem.skip_log.add(audio.AudioError(path, reason))
         rounded = before["rounding"]
         return Learned(
             explainer=explain.load(folder),
@@ -501,7 +502,12 @@ def learn(
     )
     runs.write_json(
         folder / LEARNED,
-        {"digests": digests, "clips": found.num_clips, **found.to_dict()},
+        {
+            "digests": digests,
+            "clips": found.num_clips,
+            "skipped": runs.skipped(problem.skip_log, problem.splits.train),
+            **found.to_dict(),
+        },
     )
     if hosts.is_primary():
         shutil.rmtree(folder / STATE, ignore_errors=True)

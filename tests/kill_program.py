@@ -4,7 +4,9 @@
 
 The run is Table 1 in miniature: two ConvNeXts, two AudioProtoPNets, feature passes, two
 U's, two cells. After each kill (SIGKILL, which nothing can catch) the same command is
-started again and has to end with the same numbers and the same arrays, bit for bit.
+started again and has to end with the same numbers and the same arrays, bit for bit,
+and has to list the same sounds as skipped: some to train on, to validate on and to test
+on are broken.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import pathlib
 import random
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -78,6 +81,8 @@ def contents(output: pathlib.Path) -> dict[str, object]:
     from apex_jax import checkpoint
 
     found: dict[str, object] = {}
+    for file in sorted(output.rglob("skipped.csv")):
+        found[str(file.relative_to(output))] = file.read_bytes()
     for file in sorted(output.rglob("results.json")):
         said = json.loads(file.read_text())
         kept = {name: value for name, value in said.items() if name not in APART}
@@ -94,11 +99,39 @@ def contents(output: pathlib.Path) -> dict[str, object]:
 
 
 def same(one: object, other: object) -> bool:
-    if isinstance(one, dict) and isinstance(other, dict):
+    """Whether two trees are the same to the bit: also NaN, -0 and 1 beside 1.0."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
-    if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, np.ndarray | np.generic):
+        kinds = [(a.dtype, a.shape, a.tobytes()) for a in (one, other)]
+        return kinds[0] == kinds[1]
+    if isinstance(one, float):
+        return struct.pack("<d", one) == struct.pack("<d", other)
     return one == other
+
+
+def corpus(root: pathlib.Path) -> None:
+    """A small corpus: a second window of each split is broken, and one sound none."""
+    import soundfile
+    import test_flow
+
+    from experiments import demo_corpus
+    from experiments.wavefake import corpus as wavefake_corpus
+
+    demo_corpus.write(root, num_utterances=12, names=TESTED)
+    found = wavefake_corpus.read(root)
+    splits = wavefake_corpus.split(
+        found, TESTED[0], num_test=None, num_validation=None, cut=list
+    )
+    for part in splits:
+        samples, rate = soundfile.read(part[0].path, dtype="float32")
+        samples[round(1.5 * test_flow.FRONT_END.clip_s * rate) :] = np.nan
+        soundfile.write(part[0].path, samples, rate, subtype="FLOAT")
+    pathlib.Path(splits.train[-1].path).write_bytes(b"no sound")
 
 
 def state(output: pathlib.Path) -> str:
@@ -122,12 +155,10 @@ def state(output: pathlib.Path) -> str:
 
 def main(kills: int, seed: int) -> int:
     """Kills that were survived."""
-    from experiments import demo_corpus
-
     rng, survived = random.Random(seed), 0
     with tempfile.TemporaryDirectory() as temporary:
         root = pathlib.Path(temporary)
-        demo_corpus.write(root / "corpus", num_utterances=12, names=TESTED)
+        corpus(root / "corpus")
         # Twice: the second compiles nothing, as the killed ones will.
         for name in ("first", "whole"):
             began = time.monotonic()
@@ -135,6 +166,9 @@ def main(kills: int, seed: int) -> int:
             seconds = time.monotonic() - began
         whole = contents(root / "whole")
         assert same(contents(root / "first"), whole), "two runs differ to begin with"
+        listed = whole["skipped.csv"]
+        counts = [listed.count(word) for word in (b"is nan", b"not readable")]
+        assert counts == [3, 1], f"these were skipped: {listed}"
         print(f"left alone  {seconds:.1f} s", flush=True)
         for number in range(1, kills + 1):
             output, at = root / f"killed{number}", rng.uniform(0, seconds)

@@ -11,7 +11,9 @@ import dataclasses
 import io
 import json
 import os
+import pickle
 import struct
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ def inputs() -> list[Input]:
         *folders(),
         *manifests(),
         *safetensors(),
+        *torch_files(),
         *checkpoints(),
         *archives(),
     ]
@@ -60,6 +63,13 @@ def use_sound(path: Path) -> Any:
     from apex_jax import audio
 
     return audio.load(path, 16_000)
+
+
+def use_windows(path: Path) -> Any:
+    from apex_jax import audio, look
+
+    front_end = audio.FrontEnd(sample_rate=16_000, clip_s=1.0, n_mels=8)
+    return look.offsets(front_end, path, 0.5)
 
 
 def sound(ending: str) -> bytes:
@@ -148,6 +158,28 @@ def sounds() -> Iterator[Input]:
             written(bytes(harmed), "a.flac"),
             use_sound,
             may_pass=True,
+        )
+        # A sample a second: without its end there would be windows for centuries.
+        slow = bytearray(harmed)
+        slow[18:20], slow[20] = bytes(2), 0x10 | (slow[20] & 0x0F)
+        yield Input(
+            f"flac that promises {total} seconds of windows",
+            written(bytes(slow), "a.flac"),
+            use_windows,
+            may_pass=total < 2,
+        )
+    # Ten million samples of silence, truthfully, in a few kilobytes.
+    stream = io.BytesIO()
+    silence = np.zeros(10**7, np.int16)
+    soundfile.write(stream, silence, RATE, format="FLAC", subtype="PCM_16")
+    for rate in (1, 20, 2**20 - 1):
+        harmed = bytearray(stream.getvalue())
+        harmed[18:21] = (rate << 4 | (harmed[20] & 0x0F)).to_bytes(3, "big")
+        yield Input(
+            f"flac of silence at {rate} Hz",
+            written(bytes(harmed), "a.flac"),
+            use_sound,
+            may_pass=rate > 1000,
         )
     for name, content in (
         ("NaN", np.full(100, np.nan)),
@@ -352,6 +384,45 @@ def safetensors() -> Iterator[Input]:
         "no weights at all", lambda folder: folder / "a.safetensors", use_weights
     )
     yield Input("a folder without weights", lambda folder: folder, use_weights)
+
+
+def torch_files() -> Iterator[Input]:
+    """What torch's own format can hide; made without torch."""
+
+    def zipped(**members: bytes) -> Callable[[Path], Path]:
+        def make(folder: Path) -> Path:
+            with zipfile.ZipFile(folder / "a.pt", "w") as archive:
+                for name, content in members.items():
+                    archive.writestr(f"archive/{name.replace('__', '.')}", content)
+            return folder / "a.pt"
+
+        return make
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, ("it-was-run",)
+
+    version = {"version": b"3\n", "byteorder": b"little"}
+    for name, make in {
+        "empty": written(b"", "a.pt"),
+        "of words": written(b"words and words", "a.pt"),
+        "of zeros": written(bytes(4096), "a.pt"),
+        "that is a plain pickle of a list": written(pickle.dumps([1, 2]), "a.pt"),
+        "that is a plain pickle of code": written(pickle.dumps(Evil()), "a.pt"),
+        "that is a sound": written(sound("wav"), "a.pt"),
+        "with an empty archive": zipped(),
+        "without a pickle": zipped(**version),
+        "with an empty pickle": zipped(data__pkl=b"", **version),
+        "with a pickle of code": zipped(data__pkl=pickle.dumps(Evil()), **version),
+        "with a cut pickle": zipped(data__pkl=pickle.dumps({"a": 1})[:-3], **version),
+        "with a pickle of a number": zipped(data__pkl=pickle.dumps(3), **version),
+        "with no tensors": zipped(data__pkl=pickle.dumps({}), **version),
+        "with words for tensors": zipped(data__pkl=pickle.dumps({"a": "b"}), **version),
+        "with a deep pickle": zipped(
+            data__pkl=b"\x80\x02" + b"(" * 10**5 + b"l" * 10**5 + b".", **version
+        ),
+    }.items():
+        yield Input(f"a torch file {name}", make, use_weights)
 
 
 def checkpoints() -> Iterator[Input]:

@@ -175,8 +175,80 @@ def test_damage_is_told(harm, result, tmp_path):
 
 def test_another_version(result, tmp_path, monkeypatch):
     archive.save(tmp_path, result)
-    monkeypatch.setattr(archive, "VERSION", 2)
-    with pytest.raises(ValueError, match=r"version 1; this reads.*version 2"):
+    monkeypatch.setattr(archive, "VERSION", 3)
+    with pytest.raises(ValueError, match=r"version 2; this reads.*version 3"):
+        archive.load(tmp_path)
+
+
+def test_the_first_version_had_no_digest(result, tmp_path):
+    archive.save(tmp_path, result)
+    content = json.loads((tmp_path / archive.JSON).read_text())
+    del content["sha256"]
+    (tmp_path / archive.JSON).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="sha256"):
+        archive.load(tmp_path)
+    content["version"] = 1
+    (tmp_path / archive.JSON).write_text(json.dumps(content))
+    assert_identical(archive.load(tmp_path), result)
+
+
+def test_any_changed_number_or_name_is_noticed(result, tmp_path):
+    """Also where both files are whole in themselves."""
+    archive.save(tmp_path, result)
+    text = (tmp_path / archive.JSON).read_text()
+    for before, after in (
+        ('"high"', '"hi9h"'),
+        ('"contribution": -0.5', '"contribution": -0.4'),
+        ('"target": 2', '"target": 0'),
+    ):
+        assert before in text
+        (tmp_path / archive.JSON).write_text(text.replace(before, after, 1))
+        with pytest.raises(ValueError, match="does not hold what was written"):
+            archive.load(tmp_path)
+
+
+def test_a_pair_of_two_explanations_is_none(result, tmp_path):
+    """As a run leaves it that is killed while it replaces one by the other."""
+    other = dataclasses.replace(result, logits=result.logits + 1)
+    archive.save(tmp_path / "a", result)
+    archive.save(tmp_path / "b", other)
+    (tmp_path / "a" / archive.NPZ).replace(tmp_path / "b" / archive.NPZ)
+    with pytest.raises(ValueError, match="does not hold what was written"):
+        archive.load(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("source", 3),
+        ("source", None),
+        ("offset_s", "0"),
+        ("offset_s", True),
+        ("predicted", 1.5),
+        ("predicted", True),
+        ("sample_rate", "44100"),
+        ("class_names", "low"),
+        ("class_names", ["low", 3]),
+        ("logits", [0.0, 1.0]),
+        ("logits", None),
+        ("logits", {"float": "nan"}),
+        ("evidence_share", {"array": "logits"}),
+        ("scheme", "diagonal"),
+        ("channels", {"index": 3}),
+        ("channels", [{"array": "logits"}]),
+        ("provenance", []),
+        ("provenance", {"purity": [0.1]}),
+        ("front_end", {"sample_rate": 8000, "clip_s": 1, "mel_norm": "loud"}),
+    ],
+)
+def test_values_of_another_type_are_told(field, value, result, tmp_path):
+    """Of a file that somebody else wrote: a digest is no help there."""
+    archive.save(tmp_path, result)
+    changed(tmp_path, lambda told: told.update({field: value}))
+    content = json.loads((tmp_path / archive.JSON).read_text())
+    content["version"] = 1
+    (tmp_path / archive.JSON).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"damaged: .*(explanation\.{field}|zip\()"):
         archive.load(tmp_path)
 
 

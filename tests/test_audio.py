@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from jax.sharding import PartitionSpec as P
 
-from apex_jax import audio
+from apex_jax import audio, look
 from apex_jax import mesh as mesh_lib
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -674,3 +674,85 @@ def test_import_is_light():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_absurd_rates_are_told(tmp_path):
+    """Resampling them would take any amount of memory, or of time."""
+    path, tone = tmp_path / "a.wav", np.zeros(4000, np.float32)
+    front_end = audio.FrontEnd(sample_rate=32_000, clip_s=0.1, n_mels=8)
+    for rate in (1, 31, 32_000_001, 2**31 - 1):
+        soundfile.write(path, tone, rate)
+        for load in (
+            lambda: audio.load(path, 32_000),
+            lambda: audio.load_clip(path, front_end),
+        ):
+            with pytest.raises(audio.AudioError, match=f"says {rate} Hz, more than"):
+                load()
+        with pytest.raises(ValueError, match=f"sample_rate is {rate} Hz, more than"):
+            audio.clip_of(tone, rate, front_end)
+    for rate in (100, 1_000_000):  # infrasound and ultrasound are recorded
+        soundfile.write(path, tone, rate)
+        assert len(audio.load(path, 32_000)) == 4000 * 32_000 // rate
+
+
+def test_more_than_fits_into_memory_is_told(tmp_path, monkeypatch):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros((4000, 2), np.float32), 8000)
+    monkeypatch.setattr(audio, "MOST_SAMPLES", 8000)
+    assert len(audio.load(path, 8000)) == 4000
+    assert len(audio.load(path, 16_000)) == 8000
+    with pytest.raises(audio.AudioError, match=r"0\.5 s, 1\.2e\+04 samples .* most"):
+        audio.load(path, 24_000)
+    assert len(audio.load(path, 24_000, duration_s=0.1)) == 2400
+    monkeypatch.setattr(audio, "MOST_SAMPLES", 7999)
+    with pytest.raises(audio.AudioError, match="give duration_s"):
+        audio.load(path, 8000)
+
+
+def test_blocks_are_of_samples_and_not_of_frames(tmp_path, monkeypatch):
+    """Of 255 channels a block of so many frames would be gigabytes."""
+    path = tmp_path / "a.wav"
+    samples = np.random.default_rng(0).uniform(-1, 1, (1000, 64)).astype(np.float32)
+    soundfile.write(path, samples, 8000, subtype="FLOAT")
+    asked = []
+    real = soundfile.SoundFile.read
+
+    def read(self, frames, **options):
+        asked.append(frames * self.channels)
+        return real(self, frames, **options)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", read)
+    monkeypatch.setattr(audio, "BLOCK", 6400)
+    np.testing.assert_allclose(audio.load(path, 8000), samples.mean(1), atol=1e-6)
+    assert len(asked) == 10
+    assert max(asked) <= 6400
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "ogg", "mp3"])
+def test_the_end_of_a_whole_file_is_there(ending, tmp_path):
+    path = tmp_path / f"a.{ending}"
+    soundfile.write(path, np.random.default_rng(0).uniform(-1, 1, 30_011), 16_000)
+    assert audio.duration(path, check_end=True) == audio.duration(path)
+
+
+def test_an_end_that_is_promised_and_not_there_is_told(tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(0).uniform(-1, 1, 30_011), 16_000)
+    header = bytearray(path.read_bytes())
+    header[21:26] = (header[21] & 0xF0 | 0x0F, 255, 255, 255, 255)
+    path.write_bytes(header)
+    assert audio.duration(path) == (2**36 - 1) / 16_000
+    with pytest.raises(audio.AudioError, match="promises 68719476735 samples, the la"):
+        audio.duration(path, check_end=True)
+    front_end = audio.FrontEnd(sample_rate=16_000, clip_s=0.5, n_mels=8)
+    with pytest.raises(audio.AudioError, match="the last is not there"):
+        look.offsets(front_end, path)
+
+
+def test_windows_without_number_are_told(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(16_000), 16_000)
+    front_end = audio.FrontEnd(sample_rate=16_000, clip_s=0.5, n_mels=8)
+    for hop_s in (1e-9, 1e-300, 5e-324):
+        with pytest.raises(ValueError, match="more than 1,000,000 windows"):
+            look.offsets(front_end, path, hop_s)

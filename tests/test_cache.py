@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from apex_jax import audio, cache, data, disentangle
+from apex_jax import atomic, audio, cache, data, disentangle
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 
@@ -562,14 +562,14 @@ def test_a_disk_that_fails_again(folder, classifier, clips, monkeypatch):
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):
     file = tmp_path / "a.json"
-    cache.write_whole(file, lambda stream: stream.write(b"before"))
+    atomic.write(file, lambda stream: stream.write(b"before"))
 
     def full(stream):
         stream.write(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"):
-        cache.write_whole(file, full)
+        atomic.write(file, full)
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert file.read_bytes() == b"before"
 

@@ -1,6 +1,7 @@
 """Checkpoints: back as they went, on any device count, and never half there."""
 
 import gc
+import json
 import shutil
 
 import chex
@@ -101,7 +102,7 @@ def test_what_is_no_checkpoint(tmp_path, tree, monkeypatch):
     with pytest.raises(ValueError, match=r"kind 'thing'.*needs 'classifier'"):
         checkpoint.load_classifier(path)
     monkeypatch.setattr(checkpoint, "VERSION", 0)
-    with pytest.raises(ValueError, match="format version 1"):
+    with pytest.raises(ValueError, match="format version 2"):
         checkpoint.load(path, kind="thing")
     monkeypatch.setattr(checkpoint, "FORMAT", "other_package")
     with pytest.raises(ValueError, match="no other_package checkpoint"):
@@ -145,11 +146,52 @@ def test_any_flipped_byte_is_noticed(tmp_path, tree):
     gc.collect()
 
 
+def described(path, change):
+    """Changes what a checkpoint says of itself, as text, where Orbax keeps it."""
+    changed = 0
+    for file in [f for f in path.rglob("*") if f.is_file()]:
+        try:
+            content = json.loads(file.read_bytes())
+            description = content["custom_metadata"]["format"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        change(description)
+        file.write_text(json.dumps(content))
+        changed += 1
+    assert changed == 1
+
+
 def test_earlier_checkpoints_had_no_digest(tmp_path, tree, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_digest", lambda *whatever: "")
+    monkeypatch.setattr(checkpoint, "VERSION", 1)
     path = checkpoint.save(tmp_path / "it", tree, {"a": 1}, kind="thing")
     monkeypatch.undo()
     assert checkpoint.load(path, kind="thing")[1] == {"a": 1}
+    described(path, lambda told: told.pop("sha256"))
+    assert checkpoint.load(path, kind="thing")[1] == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda told: told.update(version="1"), "its format version is '1'"),
+        (lambda told: told.update(version=True), "its format version is True"),
+        (lambda told: told.update(version=0), "its format version is 0"),
+        (lambda told: told.update(version=None), "its format version is None"),
+        (lambda told: told.pop("version"), "is no apex_jax checkpoint"),
+        (lambda told: told.pop("name"), "is no apex_jax checkpoint"),
+        (lambda told: told.pop("kind"), "its description has no kind"),
+        (lambda told: told.update(kind=["thing"]), "its description has no kind"),
+        (lambda told: told.pop("sha256"), "its description has no sha256"),
+        (lambda told: told.update(sha256=3), "its description has no sha256"),
+        (lambda told: told.update(sha256=""), "does not hold what was written"),
+        (lambda told: told.update(version=3), "format version 3.*upgrade"),
+    ],
+)
+def test_a_description_that_was_changed_is_named(change, message, tmp_path, tree):
+    path = checkpoint.save(tmp_path / "it", tree, {}, kind="thing")
+    described(path, change)
+    with pytest.raises(ValueError, match=f"path .*it .*{message}"):
+        checkpoint.load(path, kind="thing")
 
 
 def test_classifier(tmp_path, model):

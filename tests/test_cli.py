@@ -260,3 +260,18 @@ def test_the_module_is_the_console_script():
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("apex-jax no command 'nothing'")
+
+
+@pytest.mark.parametrize(
+    "name", ["a\x1b]0;owned\x07.wav", "a\nb\r.wav", "\u202egnp.wav"]
+)
+def test_names_in_errors_give_a_terminal_no_commands(name, monkeypatch, capsys):
+    def refuse(config):
+        raise ValueError(f"{name}: missing")
+
+    command(monkeypatch, refuse)
+    assert cli.main(["try"]) == 1
+    (line,) = capsys.readouterr().err.split("\n")[:-1]
+    assert line.isprintable()
+    assert line.isascii()
+    assert line.endswith(".wav: missing")

@@ -150,6 +150,20 @@ def test_train_refuses(root, trained, capsys):
     assert "finished run of other settings" in fails(
         capsys, "train", "--data", sounds, "--out", trained, *TRAIN, "--seed", "1"
     )
+    # Nor of other sounds; and what was there stays, to the byte.
+    files = ("results.json", "config.json", "classifier-training/made_from.json")
+    before = [(trained / name).read_bytes() for name in files]
+    touched = sounds / "high" / "high0.wav"
+    state = touched.stat()
+    os.utime(touched)
+    again = ("train", "--data", sounds, "--out", trained, *TRAIN, "--split.seed", SEED)
+    assert "finished run of other settings (clips)" in fails(capsys, *again)
+    # A refusal that comes later, when the sounds have been measured.
+    assert "rows and 32 frames; a ConvNeXt needs" in fails(
+        capsys, *again, "--overwrite", "--front-end.n-mels", "2"
+    )
+    assert [(trained / name).read_bytes() for name in files] == before
+    os.utime(touched, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert "broken.wav: not readable" in fails(
         capsys, "train", "--data", sounds, "--out", out, *TRAIN, "--strict"
     )
@@ -380,6 +394,7 @@ def test_explain(root, fitted, capsys):
     assert "[frequency]" in out
     assert out.count("channel ") == 12 * 2 * 2
     assert "broken.wav: not readable" in " ".join(out.split())
+    assert 'broken.wav,"not readable' in (root / "page-skipped.csv").read_text()
     assert f"{page}, " in out
     text = page.read_text(encoding="utf-8")
     assert text.startswith("<!")
@@ -629,7 +644,8 @@ def test_evaluate_on_other_data(root, fitted, capsys):
     asked = ("evaluate", "--run", fitted, "--data", other, "--draws", "1",
              "--batch-size", "8", "--out", root / "evaluation.json")  # fmt: skip
     run(*asked, "--split", "all", "--exclude-own")
-    assert "broken.wav" in capsys.readouterr().out
+    assert "1 files, listed in" in capsys.readouterr().out
+    assert "broken.wav" in (root / "evaluation-skipped.csv").read_text()
     results = json.loads((root / "evaluation.json").read_text())
     assert results["masking"]["random"]["exclude_own"] is True
     assert results["clips"] == 20

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from apex_jax import checkpoint, convert
+from apex_jax import checkpoint, convert, disentangle
 from apex_jax.models import convnext, convnext_keys
 
 DATA = pathlib.Path(__file__).parent / "data" / "convnext"
@@ -464,3 +464,29 @@ def test_front_ends_that_are_none(state, content, message, tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         convert.main(command)
+
+
+def test_weights_that_make_no_numbers_are_told(state, tmp_path):
+    """Each of them is finite, but not what the network makes of anything."""
+    source = tmp_path / "a.safetensors"
+    config = convert.Convert(source=source, out=tmp_path / "out")
+    huge = {k: 1e30 * a if ".mlp." in k else a for k, a in state.items()}
+    safetensors.numpy.save_file(huge, source)
+    with pytest.raises(ValueError, match=r"a\.safetensors: of noise the network makes"):
+        convert.main(config)
+    assert not config.out.exists()
+
+
+def test_what_was_converted_is_audited(state, tmp_path, monkeypatch):
+    """A table of names that put the norm beside the head, say."""
+    source = tmp_path / "a.safetensors"
+    safetensors.numpy.save_file(state, source)
+    real = convnext.forward
+
+    def unfolded(model, spectrogram):
+        return model.body(spectrogram), real(model, spectrogram)[1]
+
+    monkeypatch.setattr(convnext, "forward", unfolded)
+    with pytest.raises(disentangle.InvarianceError, match=r"norm .*not folded"):
+        convert.main(convert.Convert(source=source, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -216,7 +216,12 @@ def test_audit_in_chunks_is_the_audit(rng, head, pooled, monkeypatch):
     assert len(pooled) % 3
     monkeypatch.setattr(disentangle, "CHUNK_CLIPS", 3)
     chunked = dataclasses.asdict(disentangle.audit(transform, head, pooled, logits))
+    # Where the arithmetic goes wrong is looked for in the worst chunk alone.
+    causes = whole.cause, chunked.pop("cause")
+    assert all(causes)
     for name, value in dataclasses.asdict(whole).items():
+        if name == "cause":
+            continue
         assert chunked[name] == pytest.approx(value, rel=1e-4), name
 
 
@@ -259,7 +264,8 @@ def test_audit_of_a_huge_generator_blames_the_condition_number(rng, head, pooled
 def test_audit_of_the_wrong_head(head, pooled):
     wrong = classifier.LinearHead(weight=head.weight[::-1], bias=head.bias)
     result = disentangle.audit(disentangle.identity(C), wrong, pooled, head(pooled))
-    with pytest.raises(disentangle.InvarianceError, match=r"well conditioned.*a head"):
+    said = r"either a norm.*or the head is"
+    with pytest.raises(disentangle.InvarianceError, match=said):
         result.check()
 
 

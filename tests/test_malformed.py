@@ -1,10 +1,16 @@
 """Malformed inputs: a clear message in bounded time and memory, never a crash."""
 
+import json
 import os
+import pathlib
 import resource
 import signal
+import subprocess
+import sys
+import tempfile
 
 import malformed
+import malformed_program
 import numpy as np
 import pytest
 
@@ -36,7 +42,8 @@ def test_there_are_enough_and_no_two_of_one_name():
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("one", INPUTS, ids=lambda one: one.name.replace(" ", "_"))
-def test_refused_with_a_message(one, tmp_path, bounded):
+def test_refused_with_a_message(one, tmp_path, bounded, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = one.make(tmp_path)
     message = found = None
     try:
@@ -44,11 +51,12 @@ def test_refused_with_a_message(one, tmp_path, bounded):
     except TimeoutError:
         raise
     # What the commands turn into a line and status 1; anything else is a traceback.
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         message = str(error)
     if message is not None:
         assert 10 < len(message) < 2_000, "a message is to be read"
         assert tmp_path.name in message, f"does not name what is wrong: {message}"
+        assert not (tmp_path / "it-was-run").exists(), "code in it was run"
         return
     assert one.may_pass, f"went through: {found!r:.200}"
     if isinstance(found, np.ndarray):
@@ -94,3 +102,75 @@ def test_odd_names_are_names(name, tmp_path):
     again = data.SkipLog()
     again.read_csv(tmp_path / "skipped.csv")
     assert again.entries() == log.entries()
+
+
+def through_the_commands(root, every):
+    """What a process with little memory and time says of inputs."""
+    done = subprocess.run(
+        [sys.executable, malformed_program.__file__, root, str(every)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=root,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert not (root / "it-was-run").exists()
+    for one in told:
+        assert one["status"] == 1, one
+        *_, line = one["err"].splitlines()
+        assert line.startswith("apex-jax "), one
+        assert one["folder"] in line, one
+        assert line.isprintable(), one
+        assert "Traceback" not in one["err"], one
+        # Nothing is said that a terminal would take for a command.
+        assert "\x1b" not in one["out"] + one["err"], one
+    return len(told)
+
+
+def test_some_are_refused_by_the_commands(tmp_path):
+    assert through_the_commands(tmp_path, every=12) > 12
+
+
+@pytest.mark.slow
+def test_all_are_refused_by_the_commands(tmp_path):
+    assert through_the_commands(tmp_path, every=1) > 150
+
+
+@pytest.mark.parametrize("kind", ["wav", "manifest", "weights", "checkpoint", "config"])
+def test_what_may_not_be_read_is_named(kind):
+    """By somebody without the right to: the administrator may read anything."""
+    from apex_jax import audio, checkpoint, convert, dataset, runs
+
+    names = {"wav": "a.wav", "manifest": "a.csv", "weights": "a.safetensors"}
+    read = {
+        "wav": lambda path: audio.load(path, 8000),
+        "manifest": dataset.read,
+        "weights": convert.load,
+        "checkpoint": lambda path: checkpoint.load(path, kind="thing"),
+        "config": runs.read_json,
+    }[kind]
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = pathlib.Path(folder, names.get(kind, "it"))
+        if kind == "checkpoint":
+            checkpoint.save(path, {"a": np.ones(2)}, {}, kind="thing")
+        else:
+            path.write_bytes(malformed.sound("wav"))
+        path.chmod(0)
+        administrator = os.geteuid() == 0
+        if administrator:
+            os.seteuid(65534)
+        try:
+            with pytest.raises((ValueError, PermissionError)) as raised:
+                read(path)
+        finally:
+            if administrator:
+                os.seteuid(0)
+            path.chmod(0o755)
+        assert str(path) in str(raised.value)
+        if kind == "wav":
+            assert isinstance(raised.value, audio.AudioError)
+        if kind != "checkpoint":
+            assert "ermission denied" in str(raised.value)

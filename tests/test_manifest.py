@@ -100,3 +100,22 @@ def test_not_utf8(write):
     file = write("path,label\na.wav,robin\nb.wav,mésange\n", "latin-1")
     with pytest.raises(ValueError, match=r"line 3: not UTF-8; save it as UTF-8"):
         manifest.read(file)
+
+
+@pytest.mark.parametrize(
+    "odd", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"]
+)
+def test_only_new_lines_are_new_lines(odd, write, tmp_path):
+    """What else Unicode takes for one is part of a name, as in any other reader."""
+    for end in ("\n", "\r\n", "\r"):
+        text = f"path,label\na{odd}b.wav,robin{odd}red\nc.wav,wren\n"
+        found = manifest.read(write(text.replace("\n", end)))
+        assert [row.path.name for row in found.rows] == [f"a{odd}b.wav", "c.wav"]
+        assert found.rows[0].classes == (f"robin{odd}red",)
+        assert found.rows[1].where.endswith("line 3")
+
+
+def test_a_quoted_name_may_hold_a_new_line(write):
+    found = manifest.read(write('path,label\n"a\nb.wav",robin\nc.wav,wren\n'))
+    assert [row.path.name for row in found.rows] == ["a\nb.wav", "c.wav"]
+    assert found.rows[1].where.endswith("line 4")

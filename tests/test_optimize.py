@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -679,3 +680,31 @@ def test_concentration_needs_a_head(rng, key):
     config = optimize.Config(concentration=0.1)
     with pytest.raises(ValueError, match="needs the head whose evidence it is"):
         optimize.fit(key, features, "time", config=config)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("harm", ["arrays", "description", "everything"])
+def test_a_damaged_state_is_set_aside_and_the_optimisation_begins_anew(
+    harm, key, rng, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
+    maps, state = rng.normal(size=(N, F, T, C)), tmp_path / "state"
+
+    def learned(seen):
+        saver = resume.Saver(state, lambda: {"settings": "these"})
+        return fit(key, maps, "time", saver=saver, on_epoch=lambda e, _: seen.append(e))
+
+    wanted, history = learned([])
+    (last,) = (p.name for p in state.iterdir())
+    for file in [f for f in (state / last).rglob("*") if f.is_file()]:
+        meta = "METADATA" in file.name
+        if harm == "everything" or meta == (harm == "description"):
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    seen = []
+    with pytest.warns(UserWarning, match=rf"{last} is .*set aside as {last}\.damaged"):
+        found, again = learned(seen)
+    np.testing.assert_array_equal(found, wanted)
+    assert again == history
+    assert seen == list(range(1, len(history.epoch_purity) + 1))
+    assert {p.name for p in state.iterdir()} == {last, f"{last}.damaged"}
+    gc.collect()

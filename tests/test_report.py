@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import html as html_lib
 import html.parser
+import os
 import pathlib
 import re
 import subprocess
@@ -14,7 +15,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from apex_jax import data, disentangle, explanation, frontend, report, schemes
+from apex_jax import (
+    data,
+    disentangle,
+    escape,
+    explanation,
+    frontend,
+    report,
+    schemes,
+)
 
 FRONT_END = frontend.FrontEnd(
     sample_rate=8000, clip_s=1.0, n_fft=512, hop_length=160, n_mels=24, mean=-40, std=20
@@ -267,7 +276,7 @@ def test_names_stay_text(result, name, tmp_path):
     for _, attributes in page.elements:
         assert not [a for a in attributes if a.startswith("on")]
     assert len(page.all("script")) == 1 + len(page.all("script", type="text/plain"))
-    shown = report.readable(name.rsplit("/", 1)[-1])
+    shown = escape.readable(name.rsplit("/", 1)[-1])
     assert " ".join(shown.split()) in page.text
     assert "49" not in page.text or "7 * 7" in page.text
     written = report.write(tmp_path / "page.html", hostile)
@@ -288,7 +297,7 @@ def test_paths_are_readable_whatever_they_are_called(result, name, kind, tmp_pat
     given = dataclasses.replace(result, channels=(channel,))
     text = report.write(tmp_path / "page.html", given).read_text("utf-8")
     titles = [found["title"] for found in Page(text).all("bdi") if "title" in found]
-    assert titles == [report.readable(f"folder/{name}")]
+    assert titles == [escape.readable(f"folder/{name}")]
     for character in "\u202e\udcff":
         assert character not in text
 
@@ -363,9 +372,9 @@ def test_silence_in_place_of_a_button(result, tmp_path):
     ],
 )
 def test_readable(text, wanted):
-    assert report.readable(text) == wanted
-    assert report.readable(wanted) == wanted
-    report.readable(text).encode("utf-8")
+    assert escape.readable(text) == wanted
+    assert escape.readable(wanted) == wanted
+    escape.readable(text).encode("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -484,7 +493,7 @@ def test_write_replaces_whole_files(result, tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(report.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         report.write(path, result, title="second")
     assert path.read_text("utf-8") == first

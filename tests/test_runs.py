@@ -53,13 +53,43 @@ def test_a_folder_is_claimed_once(tmp_path):
         with pytest.raises(ValueError, match=r"finished run of other .*--overwrite"):
             other()
     assert json.loads((run / "config.json").read_text())["number"] == 4
-    # The same again, or another if it is meant.
-    runs.claim(run, Config(number=4), split={"seed": 0})
+    # The same again: what it says stays true. Or another, if it is meant.
+    assert runs.claim(run, Config(number=4), split={"seed": 0})
+    assert (run / "results.json").exists()
+    assert not runs.claim(run, Config(number=5, overwrite=True))
+    assert runs.read_json(run / "config.json")["number"] == 5
     visible = [p.name for p in run.iterdir() if not p.name.startswith(".")]
     assert sorted(visible) == ["bank.csv", "config.json"]
-    (run / "results.json").write_text("{}")
-    runs.claim(run, Config(number=5, overwrite=True))
-    assert runs.read_json(run / "config.json")["number"] == 5
+
+
+def test_a_refusal_says_what_differs_and_changes_nothing(tmp_path):
+    runs.claim(tmp_path, Config(), clips="a", split={"seed": (0, 1)})
+    (tmp_path / "results.json").write_text("{}")
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    assert runs.hold(tmp_path, Config(), clips="a", split={"seed": (0, 1)})
+    for config, clips, what in (
+        (Config(), "b", r"settings \(clips\)"),
+        (Config(number=4), "b", r"settings \(clips, number\)"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            runs.hold(tmp_path, config, clips=clips, split={"seed": (0, 1)})
+    # To hold a folder is not yet to begin: something else may refuse the run.
+    runs.hold(tmp_path, Config(number=4, overwrite=True), clips="b")
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+    runs.begin(tmp_path, Config(number=4, overwrite=True), clips="b")
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000, "null", "\xff"])
+def test_a_damaged_file_of_a_run_is_named(text, tmp_path):
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
+    for read in (
+        lambda: runs.read_json(tmp_path / "config.json"),
+        lambda: runs.claim(tmp_path, Config()),
+        lambda: runs.is_finished(tmp_path / "config.json", "x"),
+    ):
+        with pytest.raises(ValueError, match=r"config\.json is damaged: .*delete it"):
+            read()
 
 
 def test_results_of_something_else_are_not_replaced(tmp_path):
@@ -302,10 +332,12 @@ def test_the_bank_keeps_names_that_are_no_text(tmp_path):
 
 def test_a_network_is_trained_once(tmp_path):
     """And replaced only if that is meant, by one that is made from something else."""
+    begun = []
     sound = tmp_path / "a.wav"
     sound.write_bytes(b"1")
     clips = [data.Clip(path=sound, label=0)]
     kept, trainings = tmp_path / "run" / "network", []
+    fits_log = data.SkipLog()
     config = Config(number=4)
 
     only = train.Epoch(
@@ -320,9 +352,11 @@ def test_a_network_is_trained_once(tmp_path):
         trainings.append(state_dir)
         state_dir.mkdir()
         on_epoch(only)
+        fits_log.add(audio.AudioError(sound, "loud"))
+        fits_log.add(audio.AudioError("of something else", "quiet"))
         return "network", [only]
 
-    def run(rate=0.1, overwrite=False):
+    def run(rate=0.1, overwrite=False, log=None):
         return runs.trained(
             kept,
             fit,
@@ -333,13 +367,20 @@ def test_a_network_is_trained_once(tmp_path):
             overwrite=overwrite,
             label="train",
             total=1,
+            skip_log=fits_log if log is None else log,
+            begin=lambda: begun.append(rate),
         )
 
     assert not runs.claim(tmp_path / "run", config)
     assert run() == ("network", [only])
     assert not trainings[0].exists()
     assert runs.claim(tmp_path / "run", config)
-    assert run() == ("network", [only])
+    # What was skipped then is known now, and only that.
+    log = data.SkipLog()
+    assert run(log=log) == ("network", [only])
+    assert log.entries() == [(str(sound), "loud")]
+    with pytest.raises(audio.AudioError, match="loud"):
+        run(log=data.SkipLog(strict=True))
     assert len(trainings) == 1
     # An option that the training does not depend on.
     assert not runs.claim(tmp_path / "run", Config(number=5))
@@ -350,6 +391,7 @@ def test_a_network_is_trained_once(tmp_path):
     sound.write_bytes(b"22")
     with pytest.raises(ValueError, match="made from other clips and settings"):
         run(rate=0.2)
+    assert 0.2 not in begun  # a refusal begins nothing
     assert kept.read_text() == "network"
     run(rate=0.2, overwrite=True)
     assert len(trainings) == 2
@@ -375,6 +417,7 @@ def test_which_clips_are_trained_on_is_part_of_what_a_network_is_made_from(tmp_p
             overwrite=False,
             label="train",
             total=1,
+            skip_log=data.SkipLog(),
         )
 
     run([a, b], [c])
@@ -404,6 +447,7 @@ def test_an_interrupted_training_is_not_thrown_away(tmp_path):
                 overwrite=overwrite,
                 label="train",
                 total=1,
+                skip_log=data.SkipLog(),
             )
 
     run()
@@ -414,11 +458,45 @@ def test_an_interrupted_training_is_not_thrown_away(tmp_path):
     assert states == [False, True, False]
 
 
-def test_a_finished_part_is_of_the_same_settings(tmp_path):
-    file = tmp_path / "results.json"
-    assert not runs.is_finished(file, Config())
-    runs.write_json(file, {"settings": runs.settings_of(Config(overwrite=True))})
-    assert runs.is_finished(file, Config())
-    assert not runs.is_finished(file, Config(number=4))
+def test_a_finished_part_is_of_the_same_settings_and_made_from_the_same(tmp_path):
+    file, sound = tmp_path / "results.json", tmp_path / "a.wav"
+    sound.write_bytes(b"1")
+    clips = [data.Clip(path=sound, label=0)]
+
+    def settings(config, weights=0.0):
+        return runs.settings_of(config, runs.digest_of(clips), np.full(2, weights))
+
+    assert not runs.is_finished(file, settings(Config()))
+    runs.write_json(file, {"settings": settings(Config(overwrite=True))})
+    assert runs.is_finished(file, settings(Config()))
+    assert not runs.is_finished(file, settings(Config(number=4)))
+    assert not runs.is_finished(file, settings(Config(), weights=1.0))
+    sound.write_bytes(b"22")
+    assert not runs.is_finished(file, settings(Config()))
     runs.write_json(file, {})
-    assert not runs.is_finished(file, Config())
+    assert not runs.is_finished(file, settings(Config()))
+
+
+def test_what_was_skipped_is_said_beside_and_gathered(tmp_path):
+    log = data.SkipLog()
+    log.add(audio.AudioError("a\n.wav", "broken"))
+    page = tmp_path / "page.html"
+    beside = runs.write_skipped(page, log)
+    assert beside == tmp_path / "page-skipped.csv"
+    assert runs.write_skipped(page, data.SkipLog()) is None
+    assert not beside.exists()
+    for name, path in (("one", "a.wav"), ("two", "b.wav"), ("three", "a.wav")):
+        (tmp_path / name).mkdir()
+        log = data.SkipLog()
+        log.add(audio.AudioError(path, "broken"))
+        log.write_csv(tmp_path / name / runs.SKIPPED)
+    parts = [tmp_path / name for name in ("one", "two", "three", "never")]
+    assert runs.gather_skipped(tmp_path, parts) == 2
+    again = data.SkipLog()
+    again.read_csv(tmp_path / runs.SKIPPED)
+    assert again.entries() == [("a.wav", "broken"), ("b.wav", "broken")]
+
+
+def test_what_is_said_gives_a_terminal_no_commands(capsys):
+    runs.say("a\x1b[2Jb\x07\u202ec\td\ne")
+    assert capsys.readouterr().out == "a\\x1b[2Jb\\x07\\u202ec\td\ne\n"

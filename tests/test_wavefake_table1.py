@@ -84,6 +84,8 @@ def test_every_vocoder_is_trained_on_and_tested(table):
         assert row["invariance"]["changed_predictions"] == 0
         assert row["train_on"] == trained
     assert json.loads((output / "results.json").read_text()) == results
+    assert results["skipped_files"] == 0
+    assert (output / "skipped.csv").read_text().split() == ["path,reason"]
 
 
 def test_the_files_hold_the_numbers(table):

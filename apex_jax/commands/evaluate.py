@@ -112,13 +112,14 @@ def main(config: options.Evaluate) -> dict[str, Any]:
         "versions": dict(checkpoint.versions()),
     }
     out = config.out or config.run.expanduser() / "evaluation.json"
+    listed = runs.write_skipped(out, skip_log)
     runs.write_json(out, results)
     runs.say(table(results))
     runs.report_audits({config.split: audit})
     for note in notes(results):
         runs.report("note", note)
-    for path, reason in skip_log.entries():
-        runs.report("skipped", f"{path}: {reason}")
+    if listed is not None:
+        runs.report("skipped", f"{len(skip_log)} files, listed in {listed}")
     runs.say(f"{'written to':{runs.INDENT}}{out}")
     return results
 

@@ -19,6 +19,7 @@ from apex_jax import (
     archive,
     audio,
     data,
+    escape,
     explain,
     explanation,
     look,
@@ -64,11 +65,12 @@ def main(config: options.Explain) -> list[Path]:
         raise ValueError(
             f"none of the {len(files)} files could be explained; {path}: {reason}"
         )
+    runs.write_skipped(config.out, skip_log)
     # Nothing is said before all is written: whoever reads along may stop reading.
     for line in lines:
         runs.say(line)
     for path, reason in skip_log.entries():
-        runs.report("skipped", report.readable(f"{path}: {reason}"))
+        runs.report("skipped", escape.readable(f"{path}: {reason}"))
     if config.save is not None:
         runs.say(f"{'saved to':{runs.INDENT}}{config.save}")
     for out in written:
@@ -221,7 +223,7 @@ def _lines(
     for one in found:
         if one.source != source:
             source = one.source
-            yield report.readable(source) + page
+            yield escape.readable(source) + page
         start = one.offset_s
         end = start + (front_end.clip_s if one.sound_s is None else one.sound_s)
         scheme = f"  [{one.scheme.replace('_', '-')}]" if several else ""
@@ -235,12 +237,12 @@ def _lines(
 def _verdict(one: explanation.Explanation) -> str:
     """The class explained, and what else was found if it was not that."""
     likely = report.percent(float(one.probabilities[one.target]))
-    what = f"{report.readable(one.class_name)} {likely}"
+    what = f"{escape.readable(one.class_name)} {likely}"
     if one.target in one.found:
         return what
     if one.target == one.predicted:
         return f"nothing found; most likely {what}"
-    names = ", ".join(report.readable(one.class_names[c]) for c in one.found)
+    names = ", ".join(escape.readable(one.class_names[c]) for c in one.found)
     word = "predicted" if one.activation == "softmax" else "found"
     return f"{what}  ({word}: {names or 'nothing'})"
 

@@ -64,7 +64,7 @@ def main(config: options.Figure) -> Path:
         figure = make[config.kind](config, list(explainers.values()))
     out = (config.out or config.run[0] / f"{config.kind}.png").expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=config.dpi)
+    figures.save(figure, out, dpi=config.dpi)
     runs.say(f"{'written to':{runs.INDENT}}{out}")
     return out
 

@@ -83,8 +83,13 @@ def main(config: options.Fit) -> dict[str, Any]:
             )
         if not found.clips.train:
             raise ValueError(f"{source}: {found}; fitting needs training clips")
-        split = dataclasses.asdict(shares)
-        runs.claim(config.out, config, command="fit", split=split)
+        made = {
+            "command": "fit",
+            "split": dataclasses.asdict(shares),
+            "clips": runs.digest_of(*found.clips),
+            "network": cache.weights_digest(classifier),
+        }
+        runs.hold(config.out, config, **made)
     with stages("features"):
         # To learn from; what is tested are the network's own answers.
         learner = convnext.as_classifier(
@@ -131,11 +136,14 @@ def main(config: options.Fit) -> dict[str, Any]:
             )
             invariance["train"] = fitted.audit
     with stages("write"):
+        runs.begin(config.out, config, **made)
         explain.save(config.out, fitted.explainer, overwrite=True)
         runs.write_bank(config.out / "bank.csv", fitted.explainer)
         if hosts.is_primary():
-            figures.purity(fitted.history).savefig(config.out / "purity.png", dpi=120)
-            skip_log.write_csv(config.out / "skipped.csv")
+            figures.save(
+                figures.purity(fitted.history), config.out / "purity.png", dpi=120
+            )
+            skip_log.write_csv(config.out / runs.SKIPPED)
             shutil.rmtree(config.out / STATE, ignore_errors=True)
     before, after = fitted.history.round_purity[0], fitted.history.round_purity[-1]
     results = {
@@ -217,9 +225,10 @@ def _check_classes(
 
 def _origin(weights: Path) -> dict[str, Any]:
     """The settings of the run that the classifier lies in; empty if in none."""
-    found = runs.read_json(weights.parent / "config.json")
-    known = isinstance(found, dict) and found.get("command") in ("train", "fit")
-    return found if known else {}
+    if convert.is_source(weights):
+        return {}  # what lies beside torch's weights is none of ours
+    found = runs.read_json(weights.parent / "config.json") or {}
+    return found if found.get("command") in ("train", "fit") else {}
 
 
 def _data(config: options.Fit, origin: dict[str, Any]) -> Path:

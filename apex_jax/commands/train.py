@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,12 @@ def main(config: options.Train) -> dict[str, Any]:
         runs.report("data", str(found), *found.notes)
         _check(found, config.data)
         config = _resolved(config, found)
-        runs.claim(config.out, config, command="train")
+        made = {"command": "train", "clips": runs.digest_of(*found.clips)}
+        runs.hold(config.out, config, **made)
         front_end = _front_end(config, found, skip_log)
     with stages("train"):
-        model, epochs = _train(config, found, front_end, mesh, skip_log)
+        begin = functools.partial(runs.begin, config.out, config, **made)
+        model, epochs = _train(config, found, front_end, mesh, skip_log, begin)
     best = min(epochs, key=lambda epoch: epoch.validation_loss)
     with stages("evaluate"):
         scores = {
@@ -61,7 +64,7 @@ def main(config: options.Train) -> dict[str, Any]:
             if name != "train" and clips
         }
     if hosts.is_primary():
-        skip_log.write_csv(config.out / "skipped.csv")
+        skip_log.write_csv(config.out / runs.SKIPPED)
     results = {
         "command": "train",
         "model": model.config.size,
@@ -138,6 +141,7 @@ def _train(
     front_end: audio.FrontEnd,
     mesh: Mesh,
     skip_log: data.SkipLog,
+    begin: Callable[[], None],
 ) -> tuple[convnext.ConvNeXt, list[training.Epoch]]:
     shape = convnext.ConvNeXtConfig.named(
         config.model,
@@ -191,6 +195,8 @@ def _train(
         overwrite=config.overwrite,
         label="train",
         total=training.clips_in_all(config.train, len(clips.train), mesh),
+        skip_log=skip_log,
+        begin=begin,
     )
 
 

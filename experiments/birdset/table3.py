@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from apex_jax import (
+    atomic,
     checkpoint,
     data,
     hosts,
@@ -55,16 +57,22 @@ def main(config: options.Config) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, names in known.items():
         file = output / name / "results.json"
-        if runs.is_finished(file, config):
+        clips = networks.read(config, name, "test_5s", names, skip_log)
+        settings = runs.settings_of(
+            config,
+            runs.digest_of(clips),
+            (trained.classifier, trained.other, learned.explainer.transform),
+        )
+        if runs.is_finished(file, settings):
             runs.say(f"{name}: finished before, in {file.parent}")
         else:
             with stages(name):
                 row = _test(config, problem, trained, learned.explainer.transform,
-                            name, names)  # fmt: skip
+                            name, names, clips)  # fmt: skip
             file.parent.mkdir(exist_ok=True)
             if hosts.is_primary():  # before what says that the part is finished
                 skip_log.write_csv(output / "skipped.csv")
-            runs.write_json(file, row | {"settings": runs.settings_of(config)})
+            runs.write_json(file, row | {"settings": settings})
             hosts.barrier(f"tested {name}")
         found[name] = runs.read_json(file)
     results = {
@@ -87,7 +95,7 @@ def main(config: options.Config) -> dict[str, Any]:
         skip_log.write_csv(output / "skipped.csv")
         for ending, write in tables.SCORED.items():
             text = write(results)
-            (output / f"table3.{ending}").write_text(text, encoding="utf-8")
+            atomic.write_text(output / f"table3.{ending}", text)
     runs.write_json(output / "results.json", results)
     runs.say(tables.scored_terminal(results))
     runs.say(f"written to  {output}, table3.csv, .md and .tex")
@@ -101,10 +109,10 @@ def _test(
     transform: Any,
     name: str,
     names: tuple[str, ...],
+    clips: Sequence[data.Clip],
 ) -> dict[str, Any]:
     """Scores of the three methods on one test set."""
     own = trained.restricted(names, name)
-    clips = networks.read(config, name, "test_5s", names, problem.skip_log)
     assert own.other is not None  # asked for in `main`
     tested = methods.test(
         dataclasses.replace(problem, class_names=names),

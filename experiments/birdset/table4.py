@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from apex_jax import (
+    atomic,
     checkpoint,
     data,
     disentangle,
@@ -74,7 +75,10 @@ def main(config: options.Config) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for scheme in get_args(schemes.Scheme):
         file = output / scheme / "results.json"
-        if runs.is_finished(file, config):
+        settings = runs.settings_of(
+            config, runs.digest_of(clips, problem.splits.train), trained.classifier
+        )
+        if runs.is_finished(file, settings):
             runs.say(f"{scheme}: finished before, in {file.parent}")
         else:
             learned = networks.learn(
@@ -97,7 +101,7 @@ def main(config: options.Config) -> dict[str, Any]:
                 row["test_invariance"] = dataclasses.asdict(audit)
             if hosts.is_primary():  # before what says that the part is finished
                 skip_log.write_csv(output / "skipped.csv")
-            runs.write_json(file, row | {"settings": runs.settings_of(config)})
+            runs.write_json(file, row | {"settings": settings})
             hosts.barrier(f"hidden {scheme}")
         found[scheme] = runs.read_json(file)
     results = {
@@ -119,7 +123,7 @@ def main(config: options.Config) -> dict[str, Any]:
         skip_log.write_csv(output / "skipped.csv")
         for ending, write in tables.MASKED.items():
             text = write(results)
-            (output / f"table4.{ending}").write_text(text, encoding="utf-8")
+            atomic.write_text(output / f"table4.{ending}", text)
     runs.write_json(output / "results.json", results)
     runs.say(tables.masked_terminal(results))
     runs.say(f"written to  {output}, table4.csv, .md and .tex")

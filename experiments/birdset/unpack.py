@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from apex_jax import audio, cache, data, hosts, progress
+from apex_jax import atomic, audio, data, hosts, progress
 
 SOUNDS = (".ogg", ".wav", ".flac", ".mp3")
 _CHUNK = 2**20
@@ -114,4 +114,4 @@ def _write(path: Path, pieces: Iterable[bytes]) -> None:
     """Whole or not at all; a file that is there stays."""
     if path.exists():
         return
-    cache.write_whole(path, lambda file: file.writelines(pieces))
+    atomic.write(path, lambda file: file.writelines(pieces))

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from apex_jax import (
+    atomic,
     checkpoint,
     data,
     dataset,
@@ -45,21 +46,24 @@ def main(config: options.Config) -> dict[str, Any]:
             f"--folds: no file of {config.data_dir} is of fold {absent[0]}; there are "
             f"{', '.join(map(str, sorted(set(folds))))}"
         )
-    runs.claim(output, config)
     clips = [of_source(clip) for clip in clips]
+    runs.claim(output, config, clips=runs.digest_of(clips))
     for fold in config.folds:
         folder = output / f"fold{fold}"
         runs.say(f"\nfold {fold}")
-        if runs.is_finished(folder / "results.json", _of_fold(config)):
+        settings = runs.settings_of(_of_fold(config), runs.digest_of(clips))
+        if runs.is_finished(folder / "results.json", settings):
             runs.say(f"finished before, in {folder}")
             continue
         with stages(f"fold {fold}"):
             held = [clip for clip, own in zip(clips, folds, strict=True) if own == fold]
             rest = [clip for clip, own in zip(clips, folds, strict=True) if own != fold]
             splits = split(rest, held, len(names), config.seed)
-            _fold(config, folder, fold, splits, names, mesh)
+            _fold(config, folder, fold, splits, names, mesh, settings)
     results = _summary(config, output, names)
+    parts = [output / f"fold{fold}" for fold in config.folds]
     results |= {
+        "skipped_files": runs.gather_skipped(output, parts),
         **stages.to_dict(),
         "seed": config.seed,
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
@@ -67,7 +71,7 @@ def main(config: options.Config) -> dict[str, Any]:
     }
     if hosts.is_primary():
         for ending, write in tables.FORMS.items():
-            (output / f"esc10.{ending}").write_text(write(results), encoding="utf-8")
+            atomic.write_text(output / f"esc10.{ending}", write(results))
     runs.write_json(output / "results.json", results)
     runs.say(tables.terminal(results))
     runs.say(f"written to  {output}, esc10.csv, .md and .tex")
@@ -114,6 +118,7 @@ def _fold(
     splits: data.Splits,
     names: tuple[str, ...],
     mesh: jax.sharding.Mesh,
+    settings: str,
 ) -> None:
     """Trains, explains and tests on one fold, and writes its folder."""
     folder.mkdir(exist_ok=True)
@@ -168,7 +173,7 @@ def _fold(
         folder / "results.json",
         {
             "fold": fold,
-            "settings": runs.settings_of(_of_fold(config)),
+            "settings": settings,
             "clips": {"train": learned.num_clips, "test": len(tested.clips)},
             "scores": {
                 method: metrics.summary(target, probabilities)
@@ -222,7 +227,7 @@ def _study(
 
 def _keep(file: Path, arrays: dict[str, np.ndarray]) -> None:
     if hosts.is_primary():
-        np.savez(file, allow_pickle=False, **arrays)
+        atomic.write(file, lambda to: np.savez(to, allow_pickle=False, **arrays))
 
 
 def _draw(
@@ -238,7 +243,7 @@ def _draw(
     for clip in list(first.values())[:num]:
         figure = figures.explained(explainer(clip.path))
         name = f"{Path(clip.path).parent.name}-{Path(clip.path).stem}.png"
-        figure.savefig(folder / "explanations" / name, dpi=100)
+        figures.save(figure, folder / "explanations" / name, dpi=100)
 
 
 def _summary(

@@ -125,7 +125,7 @@ def draw_examples(
             clip = first[name]
             result = explainer(clip.path, offset_s=clip.offset_s)
             figure = figures.explained(result)
-            figure.savefig(directory / f"{clip.group}_{name}.png", dpi=100)
+            figures.save(figure, directory / f"{clip.group}_{name}.png", dpi=100)
             on_progress(1)
 
 

@@ -68,7 +68,7 @@ def main(
             windows_per_file=windows_per_file(config, corpus),
             front_end=front_end,
         )
-        runs.claim(output, config)
+        runs.claim(output, config, **made_from(corpus))
         if corpus is None:
             corpus = demo(config, output / "corpus")
         vocoder = corpus.vocoder(config.train_on or "")
@@ -138,7 +138,7 @@ def main(
         )
     with stages("figures"):
         if hosts.is_primary():
-            figures.purity(history).savefig(output / "purity.png", dpi=120)
+            figures.save(figures.purity(history), output / "purity.png", dpi=120)
             evaluation.draw_examples(
                 output / "explanations",
                 explainer,
@@ -185,6 +185,13 @@ def copy(root: Path) -> wavefake_corpus.Corpus:
     if absent:
         runs.say(f"absent from {root}, so not tested: {', '.join(absent)}")
     return corpus
+
+
+def made_from(corpus: wavefake_corpus.Corpus | None) -> dict[str, str]:
+    """What a run depends on beside its settings, which alone make the demo corpus."""
+    if corpus is None:
+        return {}
+    return {"clips": runs.digest_of(corpus.real, *corpus.fake.values())}
 
 
 def demo(

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from apex_jax import (
+    atomic,
     checkpoint,
     data,
     disentangle,
@@ -51,7 +52,7 @@ def main(config: options.Config) -> dict[str, Any]:
             output_dir=output,
             windows_per_file=wavefake_run.windows_per_file(config, corpus),
         )
-        runs.claim(output, config)
+        runs.claim(output, config, **wavefake_run.made_from(corpus))
         if corpus is None:
             corpus = wavefake_run.demo(config, output / "corpus", whole=True)
     table: dict[str, dict[str, dict[str, float | None]] | None] = {}
@@ -78,6 +79,7 @@ def main(config: options.Config) -> dict[str, Any]:
         "eer": table,
         "left_out": left_out,
         "paper": tables.PAPER,
+        "skipped_files": runs.gather_skipped(output, [output / name for name in table]),
         **stages.to_dict(),
         "seed": config.seed,
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
@@ -89,7 +91,7 @@ def main(config: options.Config) -> dict[str, Any]:
             ("md", tables.markdown(table)),
             ("tex", tables.latex(table)),
         ):
-            (output / f"table1.{ending}").write_text(text, encoding="utf-8")
+            atomic.write_text(output / f"table1.{ending}", text)
     runs.write_json(output / "results.json", results)
     runs.say(tables.terminal(table))
     absent = [name for name in wavefake_corpus.VOCODERS if name not in corpus.fake]
@@ -113,10 +115,6 @@ def _row(
 ) -> dict[str, dict[str, float | None]]:
     """EERs of the three methods trained on a vocoder."""
     config = dataclasses.replace(config, train_on=vocoder, output_dir=output)
-    finished = (output / "results.json").exists() and runs.same(output, config)
-    if hosts.collect(finished)[0]:
-        runs.say(f"finished before, in {output}")
-        return runs.read_json(output / "results.json")["eer"]
     stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
     splits = wavefake_corpus.split(
         corpus,
@@ -125,7 +123,11 @@ def _row(
         num_validation=config.validation_sentences,
         cut=wavefake_run.cutter(config, skip_log),
     )
-    runs.claim(output, config)
+    settings = runs.settings_of(config, runs.digest_of(*splits))
+    if runs.is_finished(output / "results.json", settings):
+        runs.say(f"finished before, in {output}")
+        return runs.read_json(output / "results.json")["eer"]
+    runs.claim(output, config, clips=runs.digest_of(*splits))
     scheme = schemes.parse(config.scheme)
     problem = methods.Problem(
         splits=splits,
@@ -167,6 +169,7 @@ def _row(
         output / "results.json",
         {
             "train_on": vocoder,
+            "settings": settings,
             "eer": eer,
             "clips": {"train": learned.num_clips, "test": len(tested.clips)},
             **learned.to_dict(),

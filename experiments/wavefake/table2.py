@@ -14,7 +14,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, get_args
 
-from apex_jax import checkpoint, hosts, progress, runs, schemes
+from apex_jax import atomic, checkpoint, hosts, progress, runs, schemes
 from experiments.wavefake import options, tables
 from experiments.wavefake import run as wavefake_run
 
@@ -34,12 +34,19 @@ def main(config: options.Config) -> dict[str, Any]:
             trained_on = wavefake_run.train_on(config, None)
             config = dataclasses.replace(config, train_on=trained_on)
             corpus = wavefake_run.demo(config, output / "corpus")
+    else:
+        corpus = wavefake_run.copy(config.data_dir)
+    settings = runs.settings_of(
+        config,
+        wavefake_run.made_from(corpus),
+        config.weights and checkpoint.load_classifier(config.weights)[0],
+    )
     found: dict[str, dict[str, Any]] = {}
     weights = config.weights
     for scheme in get_args(schemes.Scheme):
         folder = output / scheme
         runs.say(f"\nscheme {scheme.replace('_', '-')}")
-        if runs.is_finished(folder / "results.json", config):
+        if runs.is_finished(folder / "results.json", settings):
             runs.say(f"finished before, in {folder}")
             found[scheme] = runs.read_json(folder / "results.json")
         else:
@@ -56,7 +63,7 @@ def main(config: options.Config) -> dict[str, Any]:
                     # The first scheme's are whole maps, which serve the others too.
                     cache_dir=output / "cache",
                 )
-            done = found[scheme] | {"settings": runs.settings_of(config)}
+            done = found[scheme] | {"settings": settings}
             runs.write_json(folder / "results.json", done)
         # The first scheme's run trains the classifier, the others explain the same.
         weights = weights or folder / "classifier"
@@ -77,6 +84,7 @@ def main(config: options.Config) -> dict[str, Any]:
         "aeer": table,
         "draws": config.mask_draws,
         "exclude_own": config.exclude_own,
+        "skipped_files": runs.gather_skipped(output, [output / name for name in found]),
         "paper": tables.PAPER_MASKED,
         **stages.to_dict(),
         "seed": config.seed,
@@ -86,7 +94,7 @@ def main(config: options.Config) -> dict[str, Any]:
     if hosts.is_primary():
         for ending, write in tables.MASKED.items():
             text = write(results)
-            (output / f"table2.{ending}").write_text(text, encoding="utf-8")
+            atomic.write_text(output / f"table2.{ending}", text)
     runs.write_json(output / "results.json", results)
     runs.say(tables.masked_terminal(results))
     runs.say(f"written to  {output}, table2.csv, .md and .tex")
