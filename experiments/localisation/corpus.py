@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from apex_jax import audio, data, frontend, pointing, progress, resume, runs
-from experiments import speech
+from apex_jax import atomic, audio, data, frontend, pointing, progress, resume, runs
+from experiments import layout, speech
 from experiments.localisation import options, plants
 
 CLASSES = ("clean", "planted")
@@ -92,8 +92,8 @@ def make(
                 rows.append((path.relative_to(root).as_posix(), label, split, *place))
                 on_progress(1)
         names = [field.name for field in dataclasses.fields(pointing.Event)]
-        with (root / TRUTH).open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([("path", "label", "split", *names), *rows])
+        text = layout.as_csv([("path", "label", "split", *names), *rows])
+        atomic.write_text(root / TRUTH, text)
         runs.write_json(root / SETTINGS, settings)
     return read(root)
 

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from apex_jax import (
+    atomic,
     checkpoint,
     data,
     disentangle,
@@ -72,9 +73,7 @@ def main(config: options.Config) -> dict[str, Any]:
     }
     if hosts.is_primary():
         for ending, write in tables.FORMS.items():
-            (output / f"localisation.{ending}").write_text(
-                write(results), encoding="utf-8"
-            )
+            atomic.write_text(output / f"localisation.{ending}", write(results))
     runs.write_json(output / "results.json", results)
     runs.say(tables.terminal(results))
     runs.say(f"written to  {output}, localisation.csv and .md")
