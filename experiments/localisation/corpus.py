@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -225,6 +225,6 @@ def of(corpus: Corpus, clips: Sequence[data.Clip]) -> list[pointing.Event]:
     return [corpus.events[str(clip.path)] for clip in clips]
 
 
-def settings_of(root: Path) -> str:
-    """What a corpus was made from, as it stands beside it."""
-    return json.dumps(runs.read_json(root / SETTINGS), sort_keys=True)
+def about(folder: Path) -> dict[str, Any]:
+    """What the corpus in a folder of the experiment was made from."""
+    return runs.read_json(folder / "corpus" / SETTINGS)

@@ -23,21 +23,19 @@ from apex_jax import (
     schemes,
     settings,
 )
-from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 from experiments import methods
 from experiments.localisation import corpus as corpus_lib
 from experiments.localisation import (
+    explained,
     options,
     scoring,
     stable,
     tables,
     trust,
-    variants,
 )
 
-PLANTED = corpus_lib.CLASSES.index("planted")
 LEAST_ACCURACY = 0.95
 OTHER_SEED = 1000  # what is added to a seed where another one is wanted
 EVIDENCE: tuple[settings.Evidence, ...] = ("plain", "contrastive")
@@ -89,7 +87,6 @@ def _one(
 ) -> dict[str, Any]:
     """One corpus, one classifier, every way to explain it; `scores.json` keeps it."""
     stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
-    front_end = config.front_end_of(event)
     config = dataclasses.replace(config, seed=seed)
     with progress.bar("corpus", sum(config.clips), "clip") as on_progress:
         made = corpus_lib.make(
@@ -104,65 +101,29 @@ def _one(
     before = hosts.collect(runs.read_json(done))[0] or {}
     key = {
         "settings": runs.settings_of(_of_one(config)),
-        "corpus": corpus_lib.settings_of(folder / "corpus"),
+        "corpus": corpus_lib.about(folder),
     }
     if before.get("made_from") == key:
         runs.say(f"finished before, in {folder}")
         return before
-    problem = methods.Problem(
-        splits=made.splits,
-        class_names=corpus_lib.CLASSES,
-        front_end=front_end,
-        mesh=mesh,
-        skip_log=skip_log,
-    )
+    problem = explained.problem_of(made, config, event, mesh, skip_log)
     with stages("train"):
         model = methods.train_convnext(
             folder / "classifier", problem, config, patch_size=config.patch_size
         )
     with stages("test"):
-        tested = runs.features(
-            folder / "test-cache",
-            problem.classifier(model),
-            made.splits.test,
-            front_end,
-            content="maps",
-            batch_size=config.batch_size,
-            **problem.common,
-        )
-    logits = np.asarray(tested.features.logits)[: tested.features.num_clips]
-    labels = np.array([clip.labels[0] for clip in tested.clips])
-    predicted = logits.argmax(axis=1)
-    accuracy = float((predicted == labels).mean())
-    runs.report("accuracy", f"{accuracy:.3f} on {len(labels)} test clips")
-    if accuracy < LEAST_ACCURACY:
+        of = explained.made(config, folder, event, problem, model, made)
+    runs.report("accuracy", f"{of.accuracy:.3f} on {len(made.splits.test)} test clips")
+    if of.accuracy < LEAST_ACCURACY:
         runs.say(f"below {LEAST_ACCURACY}: what follows explains a weak classifier")
-    found = np.flatnonzero((labels == PLANTED) & (predicted == PLANTED))
-    if not len(found):
-        raise ValueError(
-            f"{folder}: the classifier finds none of the planted events, so there is "
-            "nothing to explain; train longer, --train.epochs"
-        )
-    clips = [tested.clips[i] for i in found]
-    places = [one.box(front_end) for one in corpus_lib.of(made, clips)]
-    explained = Explained(
-        config=config,
-        folder=folder,
-        event=event,
-        problem=problem,
-        model=model,
-        clips=clips,
-        maps=np.asarray(tested.features.views.cells)[found],
-        boxes=np.array([(*box.rows, *box.frames) for box in places]),
-    )
     result = {
         "made_from": key,
         "event": event,
         "seed": seed,
-        "accuracy": accuracy,
-        "clips": len(clips),
+        "accuracy": of.accuracy,
+        "clips": len(of.clips),
         "fits": list(tables.FITS[event]),
-        **_score(explained, stages),
+        **_score(of, stages),
         "skipped_files": len(skip_log),
         **stages.to_dict(),
     }
@@ -177,68 +138,7 @@ def _of_one(config: options.Config) -> options.Config:
     return dataclasses.replace(config, events=(), seeds=1, scheme="frequency")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Explained:
-    """A trained classifier, its test clips, and what learns U for it.
-
-    Attributes:
-      config: of the experiment, with this seed.
-      folder: of this event and seed.
-      event: what is planted.
-      problem: what the network was trained on.
-      model: the network.
-      clips: test clips with the event in which it was found.
-      maps: their feature maps, `[clip, F, T, chan]`.
-      boxes: of their events in pixels, `[clip, 4]`.
-    """
-
-    config: options.Config
-    folder: Path
-    event: options.Event
-    problem: methods.Problem
-    model: convnext.ConvNeXt
-    clips: list[data.Clip]
-    maps: np.ndarray
-    boxes: np.ndarray
-
-    @property
-    def cache_dir(self) -> Path:
-        """Where the training clips' features are."""
-        return self.folder / "cache"
-
-    @property
-    def classifier(self) -> classifier_lib.Classifier:
-        """The network as what is explained."""
-        return self.problem.classifier(self.model)
-
-    @property
-    def grid(self) -> schemes.Grid:
-        """How its map lies on the spectrogram."""
-        return schemes.Grid.of(
-            self.maps.shape[1:3], self.problem.front_end.shape, self.classifier.stride
-        )
-
-    def learn(
-        self, variant: variants.Name, scheme: schemes.Scheme, *, seed: int, folder: Path
-    ) -> tuple[methods.Learned, progress.Stages]:
-        """U in one of the ways, from disk where it is there, and the time it took."""
-        stages = progress.Stages()
-        optimise = variants.of(variant, self.config.optimise)
-        found = methods.learn(
-            stages,
-            folder,
-            jax.random.key(seed),
-            self.problem,
-            dataclasses.replace(self.config, optimise=optimise),
-            self.model,
-            scheme,
-            cache_dir=self.cache_dir,
-            trained_on=f"clips, half of them with a planted {self.event}",
-        )
-        return found, stages
-
-
-def _score(of: Explained, stages: progress.Stages) -> dict[str, Any]:
+def _score(of: explained.Explained, stages: progress.Stages) -> dict[str, Any]:
     """Everything that is asked of the explanations, and how each U was learned."""
     scheme, _ = tables.FITS[of.event]
     rows, learned, fitting = _pointing(of, scheme)
@@ -248,7 +148,7 @@ def _score(of: Explained, stages: progress.Stages) -> dict[str, Any]:
             heats = scoring.lime(
                 next(iter(fitting.values())),
                 some,
-                PLANTED,
+                explained.PLANTED,
                 seed=config.seed,
                 num_samples=config.lime_samples,
                 on_progress=on_progress,
@@ -266,7 +166,7 @@ def _score(of: Explained, stages: progress.Stages) -> dict[str, Any]:
         faithful = trust.faithful(
             fitting,
             some,
-            PLANTED,
+            explained.PLANTED,
             seed=config.seed,
             steps=config.curve_steps,
             on_progress=on_progress,
@@ -282,7 +182,7 @@ def _score(of: Explained, stages: progress.Stages) -> dict[str, Any]:
 
 
 def _pointing(
-    of: Explained, best: schemes.Scheme
+    of: explained.Explained, best: schemes.Scheme
 ) -> tuple[list[dict], list[dict], dict[str, explain.Explainer]]:
     """Scores of each method, scheme and clip; every U; explainers of scheme `best`."""
     rows: list[dict[str, Any]] = []
@@ -293,7 +193,7 @@ def _pointing(
     def channels(name: str, scheme: schemes.Scheme, transform: disentangle.Transform):
         for kind in EVIDENCE:
             where = scoring.channels(
-                transform, of.classifier, maps, PLANTED, scheme, kind=kind
+                transform, of.classifier, maps, explained.PLANTED, scheme, kind=kind
             )
             scores = scoring.scored(grid, scheme, where.locations, boxes)
             scores |= {"share": where.share[:, 0], "share, best": where.share[:, 1]}
@@ -302,7 +202,7 @@ def _pointing(
     for scheme in schemes.SCHEMES:
         rows.append(_row("random", scheme, scoring.random(grid, scheme, boxes)))
         for name, point in (("CAM", scoring.cam), ("Grad-CAM", scoring.grad_cam)):
-            where = point(head, maps, PLANTED, scheme)
+            where = point(head, maps, explained.PLANTED, scheme)
             rows.append(_row(name, scheme, scoring.scored(grid, scheme, where, boxes)))
         channels(trust.RAW, scheme, disentangle.identity(maps.shape[-1]))
         for variant in of.config.variants:
@@ -332,7 +232,7 @@ def _row(method: str, scheme: schemes.Scheme, scores: dict, **more: Any) -> dict
 
 
 def _stability(
-    of: Explained,
+    of: explained.Explained,
     stages: progress.Stages,
     scheme: schemes.Scheme,
     fitting: dict[str, explain.Explainer],
@@ -357,7 +257,7 @@ def _stability(
             fitting,
             again,
             some,
-            PLANTED,
+            explained.PLANTED,
             untrained=of.problem.classifier(untrained),
             on_progress=on_progress,
         )

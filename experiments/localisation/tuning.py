@@ -1,0 +1,228 @@
+"""Which optimiser gets to pure channels soonest, and do they point at the event?
+
+    python -m experiments.localisation.tuning --run runs/localisation/burst/seed0
+
+On the features that a localisation run has kept: learning rate, batch, algorithm and
+schedule of prototypes, one change at a time, each with its purity over time, the
+conditioning of U and the hits of its top channel. Times leave compiling out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from apex_jax import settings
+from experiments import command
+
+if TYPE_CHECKING:
+    from apex_jax import cache, schemes
+    from experiments.localisation import explained
+
+# What differs from the paper's settings, by name.
+CHANGES: dict[str, dict[str, Any]] = {
+    "paper: Adam, rate 1e-3, 512 pairs, 100 to 5": {},
+    "rate 3e-4": {"learning_rate": 3e-4},
+    "rate 3e-3": {"learning_rate": 3e-3},
+    "rate 1e-2": {"learning_rate": 1e-2},
+    "128 pairs a step": {"batch_size": 128},
+    "2048 pairs a step": {"batch_size": 2048},
+    "5 prototypes from the start": {"prototypes_start": 5},
+    "20 falling to 5": {"prototypes_start": 20},
+    "5 prototypes, 200 epochs": {"prototypes_start": 5, "epochs": 200},
+    "60 epochs": {"epochs": 60},
+    "Muon, rate 1e-3": {"algorithm": "muon"},
+    "Muon, rate 3e-3": {"algorithm": "muon", "learning_rate": 3e-3},
+    "L-BFGS, all pairs": {
+        "algorithm": "lbfgs",
+        "prototypes_start": 5,
+        "batch_size": 2**30,
+        "epochs": 40,
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Which optimiser gets to pure channels soonest, and do they point at the event.
+
+    Attributes:
+      run: of experiments.localisation, the folder of an event and a seed.
+      out: where results go; by default in that folder.
+      optimise: what all have in common: coordinates, family, concentration.
+    """
+
+    run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    out: Path | None = None
+    optimise: settings.Optimisation = settings.Optimisation()
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Learns U in every way, writes tuning.json, .md and .png, and returns results.
+
+    Raises:
+      ValueError: `run` is no finished folder of an event and a seed.
+    """
+    from apex_jax import atomic, cache, runs
+    from apex_jax import mesh as mesh_lib
+    from experiments.localisation import explained, tables
+
+    if not (config.run / "scores.json").exists():
+        raise ValueError(
+            f"--run {config.run} is no finished folder of an event and a seed, such as "
+            "runs/localisation/burst/seed0"
+        )
+    mesh = mesh_lib.make()
+    of = explained.reopened(config.run, mesh)
+    scheme, axis = tables.FITS[of.event]
+    cached = cache.load(
+        of.cache_dir,
+        of.classifier,
+        of.problem.splits.train,
+        of.problem.front_end,
+        content="maps",
+        mesh=mesh,
+    )
+    results: list[dict[str, Any]] = []
+    for name, change in CHANGES.items():
+        optimise = dataclasses.replace(config.optimise, **change)
+        row = {"name": name, **_learned(of, cached, optimise, scheme, axis)}
+        results.append(row)
+        runs.say(_line(row))
+    out = config.out or config.run
+    out.mkdir(parents=True, exist_ok=True)
+    summary = {
+        "event": of.event,
+        "scheme": scheme,
+        "common": runs.plain(config.optimise),
+        "settings": results,
+        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+    }
+    atomic.write_text(out / "tuning.json", json.dumps(summary, indent=1) + "\n")
+    atomic.write_text(out / "tuning.md", markdown(summary))
+    draw(summary, out / "tuning.png")
+    runs.say(f"written to  {out}, tuning.json, .md and .png")
+    return summary
+
+
+def _learned(
+    of: explained.Explained,
+    cached: cache.Cached,
+    optimise: settings.Optimisation,
+    scheme: schemes.Scheme,
+    axis: str,
+) -> dict[str, Any]:
+    """Purity over time, conditioning and hits; or why it led nowhere."""
+    import jax
+    import numpy as np
+
+    from apex_jax import compilation, disentangle, fit
+
+    seconds: list[float] = []
+    start, compiled = time.perf_counter(), compilation.clock.seconds
+
+    def note(epoch: int, purity: float) -> None:
+        spent = compilation.clock.seconds - compiled
+        seconds.append(round(time.perf_counter() - start - spent, 3))
+
+    try:
+        found = fit.explainer(
+            jax.random.key(of.config.seed),
+            of.classifier,
+            cached,
+            of.problem.front_end,
+            scheme,
+            config=optimise,
+            mesh=of.problem.mesh,
+            on_epoch=note,
+        )
+    except disentangle.InvarianceError as error:
+        return {"failed": str(error)}
+    scores, share = of.pointing(found.explainer.transform, scheme)
+    return {
+        "seconds": seconds,
+        "round_epochs": found.history.round_epochs,
+        "round_purity": found.history.round_purity,
+        "condition_number": found.audit.condition_number,
+        "hit": float(np.mean(scores[axis])),
+        "best of 4": float(np.mean(scores[f"{axis}, best"])),
+        "share": float(np.mean(share)),
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    """For the terminal."""
+    if "failed" in row:
+        return f"{row['name'][:30]:30} failed: {row['failed'][:44]}"
+    return (
+        f"{row['name'][:30]:30} {row['seconds'][-1]:6.1f} s  purity "
+        f"{row['round_purity'][-1]:.3f}  cond {row['condition_number']:5.0f}  "
+        f"hit {row['hit']:.2f}"
+    )
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """A line a setting."""
+    lines = [
+        "| setting | seconds | purity | cond(U) | hit | best of 4 | top's evidence |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in summary["settings"]:
+        if "failed" in row:
+            lines.append(f"| {row['name']} | failed | | | | | |")
+            continue
+        purity = f"{row['round_purity'][0]:.3f} to {row['round_purity'][-1]:.3f}"
+        condition = f"{row['condition_number']:.0f}"
+        lines.append(
+            f"| {row['name']} | {row['seconds'][-1]:.1f} | {purity} | {condition} | "
+            f"{row['hit']:.2f} | {row['best of 4']:.2f} | {row['share']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(summary: dict[str, Any], file: Path) -> None:
+    """Purity over time, and what each setting ends with."""
+    from apex_jax import figures, plot
+
+    figure = plot.figure((13.0, 4.6))
+    over_time, conditioning, pointing = figure.subplots(1, 3)
+    for number, row in enumerate(r for r in summary["settings"] if "failed" not in r):
+        colour, mark = f"C{number % 10}", "osD^v"[number // 10 % 5]
+        seconds = [0.0, *row["seconds"]]
+        at = [seconds[epoch] for epoch in row["round_epochs"]]
+        over_time.plot(
+            at, row["round_purity"], color=colour, marker=mark, ms=3, lw=1,
+            label=row["name"],
+        )  # fmt: skip
+        for axes, value in (
+            (conditioning, row["condition_number"]),
+            (pointing, row["hit"]),
+        ):
+            axes.plot(at[-1], value, color=colour, marker=mark)
+    for axes, title in (
+        (over_time, "mean purity of 5 prototypes"),
+        (conditioning, "condition number of U"),
+        (pointing, "hits of the top channel"),
+    ):
+        axes.set_title(title, fontsize=plot.TITLE)
+        axes.set_xlabel("seconds, without compiling")
+        axes.set_xscale("symlog", linthresh=1)
+        axes.grid(alpha=0.3)
+    conditioning.set_yscale("log")
+    pointing.set_ylim(-0.02, 1.02)
+    figure.legend(*over_time.get_legend_handles_labels(), loc="outside right center",
+                  fontsize=plot.CAPTION)  # fmt: skip
+    figures.save(figure, file, dpi=120)
+
+
+if __name__ == "__main__":
+    asked = tyro.cli(
+        Config, prog="python -m experiments.localisation.tuning", description=__doc__
+    )
+    with command.ending():
+        main(asked)
