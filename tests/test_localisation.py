@@ -158,6 +158,7 @@ def test_a_channel_that_is_the_plant_points_at_it(scheme, kind, rng):
         found.share[:, 0], evidence[:, 2] / evidence.sum(axis=1), rtol=1e-4
     )
     assert (found.share[:, 1] >= found.share[:, 0] - 1e-6).all()
+    np.testing.assert_allclose(found.lead, found.share[:, 0], rtol=1e-4)
 
 
 def test_a_channel_that_is_noise_points_as_chance_does(rng):

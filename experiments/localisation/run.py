@@ -197,6 +197,7 @@ def _pointing(
             )
             scores = scoring.scored(grid, scheme, where.locations, boxes)
             scores |= {"share": where.share[:, 0], "share, best": where.share[:, 1]}
+            scores["lead"] = where.lead
             rows.append(_row(name, scheme, scores, evidence=kind))
 
     for scheme in schemes.SCHEMES:

@@ -40,10 +40,13 @@ class Pointing:
       locations: `[clip, top, 2]`, the largest contribution first.
       share: of the positive evidence that the first channel and that all `top` carry,
         `[clip, 2]`.
+      lead: what the first channel adds over the logit that it adds to, `[clip]`: 1
+        where it alone decides, far above 1 where the others take back what it gives.
     """
 
     locations: np.ndarray
     share: np.ndarray
+    lead: np.ndarray
 
 
 @functools.partial(jax.jit, static_argnames=("scheme", "num"))
@@ -55,7 +58,7 @@ def _channels(
     *,
     scheme: schemes.Scheme,
     num: int,
-) -> tuple[Int[Array, "clip top 2"], Float[Array, "clip 2"]]:
+) -> tuple[Int[Array, "clip top 2"], Float[Array, "clip 2"], Float[Array, " clip"]]:
     def one(feature_map):
         views = schemes.views(feature_map, keep_cells=True)
         pooled = transform(classifier_lib.pool(feature_map))
@@ -65,7 +68,8 @@ def _channels(
             lambda k: schemes.locate(scheme, views, transform.matrix[k])
         )(top)
         total = jnp.maximum(jnp.sum(share), jnp.finfo(share.dtype).tiny)
-        return locations, jnp.stack([largest[0], jnp.sum(largest)]) / total
+        carried = jnp.stack([largest[0], jnp.sum(largest)]) / total
+        return locations, carried, largest[0] / head(pooled)[target]
 
     return jax.lax.map(one, maps, batch_size=16)
 
@@ -84,10 +88,9 @@ def channels(
     head = evidence.head_of(
         transform.compensate(classifier.head), classifier.activation, kind
     )
-    locations, share = _channels(
-        transform, head, maps, jnp.int32(target), scheme=scheme, num=num
-    )
-    return Pointing(locations=np.asarray(locations), share=np.asarray(share))
+    found = _channels(transform, head, maps, jnp.int32(target), scheme=scheme, num=num)
+    locations, share, lead = (np.asarray(a) for a in found)
+    return Pointing(locations=locations, share=share, lead=lead)
 
 
 @functools.partial(jax.jit, static_argnames=("scheme",))

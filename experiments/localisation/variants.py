@@ -8,7 +8,14 @@ from typing import Any, Literal
 from apex_jax import settings
 
 Name = Literal[
-    "paper", "centred", "whitened", "whitened-0.01", "orthogonal", "concentrated"
+    "paper",
+    "centred",
+    "whitened",
+    "whitened-0.01",
+    "orthogonal",
+    "concentrated",
+    "concentrated-0.02",
+    "concentrated-paper",
 ]
 
 # What differs from the paper's settings.
@@ -27,6 +34,12 @@ CHANGES: dict[Name, dict[str, Any]] = {
         "precondition_eps": 0.1,
         "concentration": 0.1,
     },
+    "concentrated-0.02": {
+        "precondition": "whiten",
+        "precondition_eps": 0.1,
+        "concentration": 0.02,
+    },
+    "concentrated-paper": {"concentration": 0.1},
 }
 
 
