@@ -190,7 +190,7 @@ def _table(header: str, rows: Sequence[Sequence[str]]) -> str:
 def _hits(rows: Sequence[dict[str, Any]], scheme: str, axis: str) -> str:
     names = (axis, f"{axis}, best", "iou", "share", "share, best", "lead")
     return _table(
-        "method | hit | best of 4 | overlap | evidence of the top | of 4 | of the logit",
+        "method | hit | best of 4 | overlap | evidence of top | of 4 | of the logit",
         [
             [_name(row), *(_cell(row["scores"].get(name)) for name in names)]
             for row in rows
