@@ -132,7 +132,7 @@ def smoke() -> Sizes:
         epoch_prototypes=2,
         draws=2,
         norm=3.0,
-        growth_clips=(300, 600),
+        growth_clips=(256, 600),  # the first as in growth with channels: compiled once
         growth_chan=(32, 64),
         growth_devices=(1, 2),
         growth_spread=2_100,
