@@ -522,9 +522,12 @@ def test_push_without_any_class(clips):
 
 def test_push_makes_prototypes_of_places(clips):
     model = model_of()
-    some = tuple(clip for clip in clips if clip.label != 1)  # a class without clips
+    # A class without clips, and one of a single clip, which is nearest to two.
+    some = (clips[0], *(clip for clip in clips if clip.label == 2))
     pushed, found = audioprotopnet.push(model, some, FRONT_END, batch_size=8)
     assert (found.index[EACH : 2 * EACH] == -1).all()
+    assert found.index[:EACH].tolist() == [[0]] * EACH
+    assert len(set(found.index[2 * EACH :, 0])) == EACH
     before = np.asarray(model.head.prototypes[...])
     after = np.asarray(pushed.head.prototypes[...])
     np.testing.assert_array_equal(after[1], before[1])
