@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
@@ -57,6 +59,8 @@ def save(
     Raises:
       ValueError: something is there already and `overwrite` is off, or is there and
         is no checkpoint of this package.
+      OSError: it cannot be written, for want of space say; what was there before is
+        still there, and nothing half written beside it.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -79,12 +83,13 @@ def save(
         "kind": kind,
         "sha256": _digest(tree, metadata, kind),
     }
-    ocp.save(
-        written,
-        tree,
-        overwrite=overwrite,
-        custom_metadata={"format": description, "metadata": metadata},
-    )
+    with _naming(target, written):
+        ocp.save(
+            written,
+            tree,
+            overwrite=overwrite,
+            custom_metadata={"format": description, "metadata": metadata},
+        )
     if overwrite:
         _replace(target, written)
     return target
@@ -108,6 +113,9 @@ def load(path: str | os.PathLike[str], *, kind: str) -> tuple[Any, dict[str, Any
     from orbax.checkpoint import v1 as ocp
 
     source = pathlib.Path(path).expanduser().absolute()
+    # Killed between the two renames of `_replace`.
+    if not source.exists() and (new := source.with_name(f"{source.name}.new")).exists():
+        source = new
     description, stored = _read_format(source)
     if description["kind"] != kind:
         raise ValueError(
@@ -332,6 +340,25 @@ def _read_format(path: pathlib.Path) -> tuple[dict[str, Any], Any]:
             f"{VERSION}: upgrade it"
         )
     return description, stored
+
+
+@contextlib.contextmanager
+def _naming(target: pathlib.Path, written: pathlib.Path) -> Iterator[None]:
+    """Where a file cannot be written, says which checkpoint, and takes it away."""
+    try:
+        yield
+    except Exception as error:
+        # TensorStore's errors are ValueErrors that quote the system's number.
+        number = error.errno if isinstance(error, OSError) else None
+        if found := re.search(r"os_error_code='(\d+)'", str(error)):
+            number = int(found[1])
+        if jax.process_index() == 0:
+            name = glob.escape(f"{written.name}.orbax-checkpoint-tmp")
+            for rest in target.parent.glob(f"{name}*"):
+                shutil.rmtree(rest, ignore_errors=True)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(target)) from error
 
 
 def _replace(target: pathlib.Path, written: pathlib.Path) -> None:

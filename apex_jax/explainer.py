@@ -578,15 +578,16 @@ class Explainer:
                 np.mean(seen.views.rows, axis=0, keepdims=True),
                 seen.logits[None],
             )
-            condition = np.linalg.cond(np.asarray(self.transform.matrix, np.float64))
+            if not cause:
+                matrix = np.asarray(self.transform.matrix, np.float64)
+                cause = (
+                    "U is too ill-conditioned for this clip (condition number "
+                    f"{np.linalg.cond(matrix):.3g}): learn U again at a lower learning "
+                    "rate."
+                )
             raise disentangle.InvarianceError(
                 f"of {seen.source} the transformed classifier says other logits than "
-                f"the network, by up to {error:.3g} (allowed: {allowed:.3g}). "
-                + (
-                    cause
-                    or "U is too ill-conditioned for this clip (condition number "
-                    f"{condition:.3g}): learn U again at a lower learning rate."
-                )
+                f"the network, by up to {error:.3g} (allowed: {allowed:.3g}). {cause}"
             )
 
     def prototypes(

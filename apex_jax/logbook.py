@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,9 +51,20 @@ def writing(folder: Path) -> Iterator[Callable[[train.Epoch], None]]:
             board.flush()
 
         yield on_epoch
+        os.fsync(lines.fileno())  # what comes after tells that the training is finished
 
 
 def read(folder: Path) -> list[train.Epoch]:
-    """The epochs that lie in `folder`."""
-    lines = (folder / EPOCHS).read_text(encoding="utf-8").splitlines()
-    return [train.Epoch(**json.loads(line)) for line in lines]
+    """The epochs that lie in `folder`.
+
+    Raises:
+      ValueError: the lines were cut or changed; says in which file.
+    """
+    file = folder / EPOCHS
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return [train.Epoch(**json.loads(line)) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{file} is damaged: {error!s:.200}; delete {folder} to train anew"
+        ) from error

@@ -255,7 +255,7 @@ def trained(
     wanted = {name: resume.digest(part) for name, part in made_from.items()}
     wanted["clips"] = digest_of(*clips)
     found = hosts.collect(read_json(beside / MADE_FROM))[0]
-    known = found["digests"] if found else wanted
+    known = found.get("digests", {}) if found else wanted
     differs = sorted(name for name in wanted if known.get(name) != wanted[name])
     if differs and not overwrite:
         raise ValueError(
@@ -264,7 +264,7 @@ def trained(
         )
     begin()
     there = hosts.collect(folder.exists())[0]
-    if found and found["finished"] and there and not differs:
+    if found and found.get("finished") and there and not differs:
         say(f"trained before: {folder}")
         for path, reason in found.get("skipped", ()):
             skip_log.add(audio.AudioError(path, reason))

@@ -5,6 +5,7 @@
     python tests/fuzz_program.py keys --seconds 300
     python tests/fuzz_program.py audio --seconds 300
     python tests/fuzz_program.py safetensors --seconds 300
+    python tests/fuzz_program.py torch --seconds 300        # needs torch
 
 Anything but a ValueError or an OSError is a finding: the input is written to
 `crash-...` and belongs into `tests/malformed.py`. So is a file that takes ten seconds
@@ -15,10 +16,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import pathlib
 import struct
 import sys
 import tempfile
+import zipfile
 
 import atheris
 import numpy as np
@@ -60,6 +63,20 @@ def read_safetensors(content: bytes) -> None:
     cut = content[0] * 8 if content[0] else len(content) - 1
     header, data = content[1 : 1 + cut], content[1 + cut :]
     file.write_bytes(struct.pack("<Q", len(header)) + header + data)
+    convert.load(file)
+
+
+def read_torch(content: bytes) -> None:
+    """A file of torch's, whose pickle is what was thought up, or which is it."""
+    file = FOLDER / "a.pt"
+    if content[0] % 2:
+        file.write_bytes(content[1:])
+    else:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("archive/data.pkl", content[1:])
+            archive.writestr("archive/version", b"3\n")
+            archive.writestr("archive/byteorder", b"little")
+            archive.writestr("archive/data/0", bytes(16))
     convert.load(file)
 
 
@@ -106,6 +123,7 @@ TARGETS = {
     "audio": read_audio,
     "safetensors": read_safetensors,
     "keys": read_keys,
+    "torch": read_torch,
 }
 
 
@@ -124,11 +142,24 @@ def seeds(target: str) -> pathlib.Path:
     elif target == "safetensors":
         tensor = b'{"stem.0.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
         contents = [bytes(1) + tensor, bytes([9]) + tensor.ljust(72) + bytes(4)]
+    elif target == "torch":
+        contents = [bytes([1]) + b"\x80\x02}q\x00.", bytes(1) + torch_pickle()]
     elif target == "keys":
         contents = [bytes(range(64))]
     for number, content in enumerate(contents):
         (folder / str(number)).write_bytes(content)
     return folder
+
+
+def torch_pickle() -> bytes:
+    """What torch itself writes of one tensor."""
+    import torch
+
+    stream = io.BytesIO()
+    torch.save({"stem.0.weight": torch.zeros(4)}, stream)
+    with zipfile.ZipFile(stream) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith("data.pkl"))
+        return archive.read(name)
 
 
 def main(target: str, seconds: int) -> None:

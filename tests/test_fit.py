@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from apex_jax import (
     data,
     disentangle,
     explain,
+    explanation,
     features,
     fit,
     listen,
@@ -145,6 +147,31 @@ def test_logits_of_another_head(key, maps, logits, head):
     explainer = fitted(key, maps, logits, head).explainer
     with pytest.raises(disentangle.InvarianceError, match="other logits than"):
         explainer.from_map(maps[0], logits=logits[0] + 1)
+
+
+def test_an_explainer_names_what_is_wrong_with_u(key, maps, logits, head, rng):
+    """Of a clip, when it is explained: whoever made the explainer."""
+    explainer = fitted(key, maps, logits, head).explainer
+    chan = maps.shape[-1]
+    rounded = jax.tree.map(
+        lambda a: a.astype(jnp.bfloat16).astype(jnp.float32), explainer.transform
+    )
+    wild = disentangle.from_generator(
+        jnp.asarray(8 * rng.normal(size=(chan, chan)), jnp.float32)
+    )
+    nothing = dataclasses.replace(
+        explainer.transform, matrix=jnp.full((chan, chan), jnp.nan)
+    )
+    for transform, said in (
+        (rounded, "U and its inverse were rounded to bfloat16"),
+        (wild, r"U is too ill-conditioned for this clip .*lower learning rate"),
+        (nothing, "NaN or infinity stands in U"),
+    ):
+        harmed = dataclasses.replace(
+            explainer, transform=transform, provenance=explanation.Provenance()
+        )
+        with pytest.raises(disentangle.InvarianceError, match=said):
+            harmed.from_map(100 * maps[0])
 
 
 def test_maps_that_do_not_fit(key, maps, logits, head):

@@ -2,6 +2,8 @@
 
 import struct
 
+import pytest
+
 from apex_jax import logbook, train
 
 
@@ -54,3 +56,10 @@ def test_who_goes_on_begins_a_new_logbook(tmp_path):
                 on_epoch(one)
     assert logbook.read(tmp_path) == told
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
+
+
+@pytest.mark.parametrize("text", ['{"epoch": 1', "[1]", '{"epoch": 1}', "\xff"])
+def test_a_damaged_logbook_is_named(text, tmp_path):
+    (tmp_path / logbook.EPOCHS).write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"epochs\.jsonl is damaged: .*to train anew"):
+        logbook.read(tmp_path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def _check(config: options.Explain) -> None:
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
     """The files named, and the sound files of the folders named, each once."""
-    known, seen = data.endings(), set[Path]()
+    known, seen = data.endings(), set[str]()
     for path in paths:
         path = path.expanduser()
         inside = [path]
@@ -117,8 +118,10 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         if not inside:
             raise ValueError(f"{path} holds no sound file")
         for file in inside:
-            if file.resolve() not in seen:
-                seen.add(file.resolve())
+            # Not `resolve`, which has no answer to links in a circle.
+            place = os.path.realpath(file)
+            if place not in seen:
+                seen.add(place)
                 yield file
 
 

@@ -10,6 +10,7 @@ audited there and on the clips held out, and the run's folder takes all that
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -184,13 +185,18 @@ def _weights(config: options.Fit) -> Path:
             "--weights must name a trained classifier; apex-jax train makes one, or "
             "name torch's weights of a ConvNeXt"
         )
-    weights = config.weights.expanduser().resolve()
-    if config.out.expanduser().resolve() in (weights, weights.parent):
+    weights = _place(config.weights)
+    if _place(config.out) in (weights, weights.parent):
         raise ValueError(
             f"--out {config.out} is where the classifier of --weights lies; name "
             "another folder"
         )
     return weights / "classifier" if (weights / "classifier").is_dir() else weights
+
+
+def _place(path: Path) -> Path:
+    # Not `resolve`, which has no answer to links in a circle.
+    return Path(os.path.realpath(path.expanduser()))
 
 
 def _network(weights: Path) -> tuple[convnext.ConvNeXt, dict[str, Any]]:
@@ -234,7 +240,7 @@ def _origin(weights: Path) -> dict[str, Any]:
 def _data(config: options.Fit, origin: dict[str, Any]) -> Path:
     """The data asked for, or what the classifier was trained on."""
     if config.data is not None:
-        return config.data.expanduser().resolve()
+        return _place(config.data)
     if "data" not in origin:
         raise ValueError(
             "--data must name a folder or a manifest: the classifier does not say "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,9 @@ def _resolved(config: options.Train, found: dataset.Dataset) -> options.Train:
         runs.report("crops", "none at random: the manifest says where clips start")
         training_config = dataclasses.replace(training_config, random_crop=False)
     return dataclasses.replace(
-        config, data=config.data.expanduser().resolve(), train=training_config
+        config,
+        data=Path(os.path.realpath(config.data.expanduser())),
+        train=training_config,
     )
 
 
