@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ EVIDENCE: tuple[settings.Evidence, ...] = ("plain", "contrastive")
 def main(config: options.Config) -> dict[str, Any]:
     """Runs every event and seed, writes the tables, and returns `results.json`."""
     config.check()
+    if config.lime_clips and any(
+        importlib.util.find_spec(name) is None for name in ("lime", "skimage")
+    ):
+        raise ValueError(
+            "LIME is not installed: pip install 'apex-jax[baselines]', or --lime-clips 0"
+        )
     output = config.output_dir or Path("runs") / "localisation"
     config = dataclasses.replace(config, output_dir=output)
     mesh, stages = mesh_lib.make(), progress.Stages()
