@@ -49,7 +49,8 @@ def main(config: options.Config) -> dict[str, Any]:
         importlib.util.find_spec(name) is None for name in ("lime", "skimage")
     ):
         raise ValueError(
-            "LIME is not installed: pip install 'apex-jax[baselines]', or --lime-clips 0"
+            "LIME is not installed: pip install 'apex-jax[baselines]'; or ask for "
+            "--lime-clips 0"
         )
     output = config.output_dir or Path("runs") / "localisation"
     config = dataclasses.replace(config, output_dir=output)
