@@ -156,6 +156,9 @@ def test_random_masks_depend_on_the_clip_not_the_batch(network, transform, clips
     other = study(network, transform, clips, batch_size=8, mesh=mesh_of(8))
     for field in dataclasses.fields(masking.Study):
         one, two = getattr(whole, field.name), getattr(other, field.name)
+        if one is None:
+            assert two is None
+            continue
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4, err_msg=field.name)
     fewer = study(network, transform, clips[:4], draws=3)
     np.testing.assert_allclose(whole.random[:, :4], fewer.random, rtol=1e-5, atol=1e-5)
