@@ -181,6 +181,7 @@ def test_as_network_gives_similarities_and_logits():
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_maximum():
     """To body and prototypes alike, of the plain formula, over two chunks."""
     body = jax.random.normal(jax.random.key(0), (3, 2, 4, 6))

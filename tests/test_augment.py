@@ -162,6 +162,7 @@ def test_coloured_noise_falls_with_frequency(exponent):
     assert slope == pytest.approx(-exponent, abs=0.05)
 
 
+@pytest.mark.slow
 def test_silence_stays_finite():
     config = settings.Augmentation(mix=1.0, noise=1.0, gain=1.0, background=1.0)
     silent = jnp.zeros((4, NUM))

@@ -121,6 +121,7 @@ def test_damaged_checkpoint(tmp_path, tree):
     gc.collect()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_any_flipped_byte_is_noticed(tmp_path, tree):
     """Never a wrong number or name: an error, or a byte that nobody reads."""

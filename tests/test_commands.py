@@ -335,6 +335,7 @@ def birds(root):
     return root / "birds"
 
 
+@pytest.mark.slow
 def test_fit_takes_the_weights_of_torch(root, birds, capsys):
     """A transformers folder that names its classes."""
     out = root / "birds-run"
@@ -355,6 +356,7 @@ def test_fit_takes_the_weights_of_torch(root, birds, capsys):
     assert config["weights"] == str(CONVNEXT)
 
 
+@pytest.mark.slow
 def test_weights_without_names_take_those_of_the_data(root, birds, capsys):
     (root / "downloaded").mkdir()
     weights = root / "downloaded" / "model.safetensors"

@@ -225,6 +225,7 @@ def unrolled(model, x):
     return model.logits(x)
 
 
+@pytest.mark.slow
 def test_scan_is_the_unrolled_network():
     model, x = lively(TINY), spectrograms(2, 10, 17)
 
@@ -236,6 +237,7 @@ def test_scan_is_the_unrolled_network():
     chex.assert_trees_all_close(scanned, loss(unrolled)(model), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_eight_devices_are_one():
     model, x = lively(TINY), spectrograms(16, 8, 16)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -173,6 +173,7 @@ def without_times(results):
     return {name: value for name, value in results.items() if name not in timed}
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers(first, run, tmp_path, capsys):
     """In another folder, from nothing: training and all the rest."""
     results, _ = first
@@ -186,7 +187,14 @@ def test_same_seed_same_numbers(first, run, tmp_path, capsys):
     assert max(map(len, table[:-1])) <= 80
 
 
-@pytest.mark.parametrize("scheme", ["square", "time", "time-frequency"])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        "square",
+        pytest.param("time", marks=pytest.mark.slow),
+        pytest.param("time-frequency", marks=pytest.mark.slow),
+    ],
+)
 def test_every_scheme_explains_the_saved_classifier(scheme, first, run):
     """`--weights` trains nothing, and says of it what the first run said."""
     trained, output = first
@@ -207,6 +215,7 @@ def test_every_scheme_explains_the_saved_classifier(scheme, first, run):
     assert explain.load(output.parent / scheme).scheme == results["scheme"]
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_uses_the_features(first, run, capsys):
     """The classifier read back is the one that was trained, to the last bit."""
     trained, output = first
@@ -236,6 +245,7 @@ def test_the_demo_and_the_example_of_the_readme(run, tmp_path, monkeypatch, caps
     assert len(re.findall(r"in this clip: 0.00-0.50 s, \d+-\d+ Hz", shown)) == 3
 
 
+@pytest.mark.slow
 def test_weights_keep_their_classes(first, run, tmp_path):
     """A network whose classes stand the other way round is turned, others refused."""
     trained, output = first

@@ -150,6 +150,7 @@ def test_study_by_hand(scheme, network, transform, clips):
         assert np.abs(found.random[0, n] - np.array(possible)).max(axis=1).min() < 1e-3
 
 
+@pytest.mark.slow
 def test_random_masks_depend_on_the_clip_not_the_batch(network, transform, clips):
     whole = study(network, transform, clips)
     assert whole.random.shape == (3, 11, 3)

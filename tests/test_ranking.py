@@ -80,6 +80,7 @@ def test_the_centre_is_taken_away(rng):
     np.testing.assert_array_equal(at, order)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_groups_lose_nothing(data):

@@ -176,6 +176,7 @@ def test_a_batch_without_a_valid_clip_moves_nothing(model):
 # --- whole runs
 
 
+@pytest.mark.slow
 def test_two_tones_are_learned(model, clips):
     seen, reported = [], []
     best, epochs = fit(
@@ -202,6 +203,7 @@ def test_two_tones_are_learned(model, clips):
     assert np.isfinite(np.asarray(model.head.bias)).all()
 
 
+@pytest.mark.slow
 def test_several_classes_a_clip_are_learned(model, clips):
     """Two classes that say the same of every tone, where softmax could not."""
     both = [dataclasses.replace(c, label=(0, 1) if c.label else ()) for c in clips]
@@ -234,6 +236,7 @@ def test_labels_that_do_not_fit(label, message, model, clips):
         fit(model, clips, wrong)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_and_devices_do_not(model, clips):
     def run(seed, num_devices):
         return fit(model, clips, seed=seed, mesh=mesh_of(num_devices))
