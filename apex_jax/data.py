@@ -288,7 +288,7 @@ def batches(
     )
 
     def example(index: int, at: float | None) -> Example:
-        nothing = {"waveform": silence, "index": index, "valid": False}
+        nothing = {"waveform": silence, "index": index, "valid": False, "error": None}
         if index < 0:
             return nothing
         clip = clips[index]
@@ -300,8 +300,7 @@ def batches(
                 offset_s = first_s + at * max(0, end_s - front_end.clip_s - first_s)
             waveform = audio.load_clip(clip.path, front_end, offset_s)
         except audio.AudioError as error:
-            skip_log.add(error)
-            return nothing
+            return {**nothing, "error": error}
         return {**nothing, "waveform": waveform, "valid": True}
 
     def own_part(
@@ -314,6 +313,11 @@ def batches(
         return asked + [(-1, None)] * (size - len(asked))
 
     def stack(examples: Sequence[Example]) -> Batch:
+        # Here, where clips come in their order, and not where threads race: of a file
+        # that is read several times the first reason is kept.
+        for one in examples:
+            if one["error"] is not None:
+                skip_log.add(one["error"])
         return {
             key: np.array([example[key] for example in examples], dtype)
             for key, dtype in dtypes.items()

@@ -113,7 +113,8 @@ def run(folder, mesh):
         mesh=mesh,
         skip_log=log,
     )
-    found |= {f"study {k}": v for k, v in dataclasses.asdict(study).items()}
+    known = {k: v for k, v in dataclasses.asdict(study).items() if v is not None}
+    found |= {f"study {name}": value for name, value in known.items()}
     found["study skipped"] = np.array([path for path, _ in log.entries()])
     labels = np.eye(3, dtype=bool)[study.index % 3]
     found["metrics"] = [

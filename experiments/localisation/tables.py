@@ -132,13 +132,20 @@ def _stable(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     return found
 
 
+def _known_mean(values: Sequence[Any]) -> float | None:
+    """The mean of what is not NaN; None of nothing."""
+    known = np.concatenate([np.atleast_1d(v) for v in values])
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if known.size else None
+
+
 def _consistent(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Mean over channels and seeds."""
     return [
         {
             "method": row["method"],
             **{
-                kind: float(np.nanmean([part[index][kind] for part in parts]))
+                kind: _known_mean([part[index][kind] for part in parts])
                 for kind in ("same_class", "time", "frequency", "chance")
             },
         }
@@ -246,14 +253,17 @@ def _areas(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _alike(rows: Sequence[dict[str, Any]]) -> str:
+    def word(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}"
+
     return _table(
         "prototypes of | pairs of one class | alike in time | in frequency",
         [
             [
                 row["method"],
-                f"{row['same_class']:.2f} (chance {row['chance']:.2f})",
-                f"{row['time']:.2f}",
-                f"{row['frequency']:.2f}",
+                f"{word(row['same_class'])} (chance {row['chance']:.2f})",
+                word(row["time"]),
+                word(row["frequency"]),
             ]
             for row in rows
         ],
