@@ -86,7 +86,11 @@ def run(folder, mesh):
         "epochs": fitted.history.epoch_purity,
         "rounds": fitted.history.round_purity,
         "matrix": explainer.transform.matrix,
-        "audit": list(dataclasses.asdict(fitted.audit).values()),
+        "audit": [
+            value
+            for value in dataclasses.asdict(fitted.audit).values()
+            if not isinstance(value, str)  # the cause, of an audit that failed
+        ],
         # What a host computes by itself, with what all of them computed.
         "explained": explainer.head(explainer.transform(cached.features.pooled)),
     }
