@@ -72,6 +72,14 @@ class Config(options.Common):
     """Of the ConvNeXt's stem: half the published one, for cells of half the size."""
     train: settings.Training = settings.Training(epochs=6)
     """Training of the classifier."""
+    # What all experiments share but this one has no use for, and so does not take.
+    scheme: tyro.conf.Suppress[options.Scheme] = "frequency"
+    mask_draws: tyro.conf.Suppress[int] = 10
+    exclude_own: tyro.conf.Suppress[bool] = False
+    audioprotopnet: tyro.conf.Suppress[settings.PrototypeTraining] = (
+        settings.PrototypeTraining()
+    )
+    push_prototypes: tyro.conf.Suppress[bool] = False
 
     def check(self) -> None:
         """Raises ValueError for what cannot work before any work is done."""

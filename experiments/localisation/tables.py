@@ -353,7 +353,7 @@ def terminal(results: dict[str, Any]) -> str:
                 best = (
                     f"   best of 4 {s[f'{axis}, best'][0]:.2f}" if "share" in s else ""
                 )
-                lines.append(f"  {_name(row):28} {_cell(s[axis])}{best}")
+                lines.append(f"  {_name(row):31} {_cell(s[axis])}{best}")
     return "\n".join(lines)
 
 
