@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -385,3 +386,21 @@ def test_real_folder():
     assert 2 * len(clips[::50]) < len(cut) <= 3 * len(clips[::50])
     result = audio.spectrogram(front_end, batches[0]["waveform"])
     assert np.isfinite(result).all()
+
+
+def test_of_a_file_read_twice_the_first_reason_is_kept(clips, monkeypatch):
+    """Also where a later window of it is done first."""
+    windows = [dataclasses.replace(clips[0], offset_s=float(s)) for s in (0, 1)]
+    second = threading.Event()
+
+    def load_clip(path, front_end, offset_s):
+        if offset_s == 0:
+            assert second.wait(30)
+        else:
+            second.set()
+        raise audio.AudioError(path, f"broken from {offset_s:g} s")
+
+    monkeypatch.setattr(audio, "load_clip", load_clip)
+    log = data.SkipLog()
+    list(data.batches(windows, FRONT_END, batch_size=2, skip_log=log, num_threads=2))
+    assert log.entries() == [(str(clips[0].path), "broken from 0 s")]
