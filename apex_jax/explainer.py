@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Sequence
-from typing import TypedDict, Unpack, overload
+from typing import TypedDict, Unpack, get_args, overload
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from apex_jax import (
     explanation,
     gallery,
     look,
+    occlusion,
     schemes,
     settings,
 )
@@ -80,6 +81,7 @@ class Options(TypedDict, total=False):
     num_prototypes: int | None
     num_negatives: int
     evidence: settings.Evidence
+    locate: settings.Location
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,8 +232,7 @@ class Explainer:
           sample_rate: of a waveform, Hz; a waveform without one is refused.
           offset_s: where in the file, or the waveform, the clip starts.
           target: name or index of the class to explain; None for the predicted one.
-          **options: `num_channels`, `num_prototypes`, `num_negatives` and `evidence`,
-            see `explain`.
+          **options: see `explain`.
 
         Returns:
           An explanation; a list of them for a list of sounds.
@@ -264,13 +265,10 @@ class Explainer:
           sound: as in `__call__`, like the next two.
           sample_rate: of a waveform.
           offset_s: where the clip starts.
-          **options: `num_channels`, `num_prototypes`, `num_negatives`, `evidence`.
+          **options: see `explain`.
         """
         (seen,) = self._looks([(sound, offset_s)], sample_rate)
-        return tuple(
-            self.explain(seen, target=target, **options)
-            for target in self._positive(seen)
-        )
+        return self._each(seen, self._positive(seen), **options)
 
     def windows(
         self,
@@ -289,7 +287,7 @@ class Explainer:
             window ends where the recording does, and may overlap the one before.
           positives: each class that is found in a window, as `positives` does.
           target: the class to explain in every window; None for the predicted one.
-          **options: `num_channels`, `num_prototypes`, `num_negatives`, `evidence`.
+          **options: see `explain`.
 
         Raises:
           AudioError: the recording, or a prototype's file, cannot be used.
@@ -297,8 +295,8 @@ class Explainer:
         """
         offsets = self.offsets(path, hop_s=hop_s)
         for seen in self._looks([(path, at) for at in offsets], None):
-            for one in self._positive(seen) if positives else (target,):
-                yield self.explain(seen, target=one, **options)
+            targets = self._positive(seen) if positives else (target,)
+            yield from self._each(seen, targets, **options)
 
     def offsets(
         self, path: str | os.PathLike, *, hop_s: float | None = None
@@ -328,7 +326,7 @@ class Explainer:
           source: the clip's file, if there is one.
           offset_s: where in it the clip starts.
           target: name or index of the class to explain; None for the predicted one.
-          **options: `num_channels`, `num_prototypes`, `num_negatives`, `evidence`.
+          **options: see `explain`.
         """
         seen = self.look_at_map(
             feature_map,
@@ -387,6 +385,33 @@ class Explainer:
         (seen,) = self._looks([(sound, offset_s)], sample_rate)
         return seen
 
+    def occluded(self, seen: look.Look) -> look.Look:
+        """The clip with what each region adds, for `locate="occlusion"`.
+
+        `explain` does this by itself; beforehand it saves doing it for each class.
+
+        Raises:
+          ValueError: the network cannot be run, or not on this clip.
+        """
+        if self.scheme in seen.effects:
+            return seen
+        if seen.spectrogram is None or self.kept is not None:
+            raise ValueError(
+                "locate='occlusion' takes a network that can be run here and a clip "
+                "with its spectrogram; this one is known by its feature map alone, "
+                "which locate='map' looks at"
+            )
+        effects = occlusion.effects_of_clip(
+            self.classifier,
+            self._front_end(),
+            seen.spectrogram,
+            np.mean(seen.views.rows, axis=0),
+            grid=self.grid(),
+            scheme=self.scheme,
+            chunk_size=self.chunk_size,
+        )
+        return dataclasses.replace(seen, effects={**seen.effects, self.scheme: effects})
+
     def explain(
         self,
         seen: look.Look,
@@ -396,6 +421,7 @@ class Explainer:
         num_prototypes: int | None = None,
         num_negatives: int | None = 0,
         evidence: settings.Evidence = "plain",
+        locate: settings.Location = "map",
     ) -> explanation.Explanation:
         """Explains one class of a clip that the network has looked at.
 
@@ -408,12 +434,22 @@ class Explainer:
           evidence: "plain" for what channels add to the class's logit, as in the
             paper; "contrastive" for what they add to its lead over the other classes
             of a softmax, which alone decides.
+          locate: "map" for regions and heat where a channel's feature map is large, as
+            in the paper; "occlusion" for where the sound, silenced, takes most from
+            the channel, in the clip and in its prototypes: a pass through the network
+            for each region (`occlusion`).
 
         Raises:
           AudioError: a prototype's file cannot be used any more.
           InvarianceError: the transformed classifier disagrees with the network.
-          ValueError: no such class, or a number out of range.
+          ValueError: no such class, evidence or way to locate; a number out of range;
+            occlusion of a clip or by a network that only feature maps are known of.
         """
+        if locate not in get_args(settings.Location):
+            raise ValueError(
+                f"locate must be one of {', '.join(get_args(settings.Location))}; got "
+                f"{locate!r}"
+            )
         predicted = int(np.argmax(seen.logits))
         wanted = predicted if target is None else self.class_index(target)
         head = self._counting(evidence)
@@ -438,12 +474,16 @@ class Explainer:
         shape = self.input_shape if seen.spectrogram is None else seen.spectrogram.shape
         map_shape = seen.views.rows.shape[0], seen.views.columns.shape[0]
         grid = self.grid(map_shape, shape)
+        views, transform, heated = seen.views, self.transform, head
+        if locate == "occlusion":
+            views = self.occluded(seen).effects[self.scheme]
+            transform, heated = occlusion.of_differences(transform, heated)
         location, heat = (
             np.asarray(a)
             for a in _channels(
-                self.transform,
-                head,
-                seen.views,
+                transform,
+                heated,
+                views,
                 top,
                 jnp.int32(wanted),
                 scheme=self.scheme,
@@ -451,7 +491,7 @@ class Explainer:
             )
         )
         shown = [
-            self.prototypes(top, wanted, one, num, evidence=evidence)
+            self.prototypes(top, wanted, one, num, evidence=evidence, locate=locate)
             for one, num in (
                 (self.positive, num_prototypes),
                 (self.negative, num_negatives),
@@ -489,6 +529,7 @@ class Explainer:
             contributions=share,
             evidence_share=float(carried / positive) if positive > 0 else 0.0,
             evidence=evidence,
+            locate=locate,
             provenance=self.provenance,
         )
 
@@ -537,6 +578,17 @@ class Explainer:
         return gallery.Gallery(
             self.classifier, self._front_end(), self.clips, self.chunk_size
         )
+
+    def _each(
+        self,
+        seen: look.Look,
+        targets: Sequence[str | int | np.integer | None],
+        **options: Unpack[Options],
+    ) -> tuple[explanation.Explanation, ...]:
+        """A clip's classes one by one; what they share is done once."""
+        if options.get("locate") == "occlusion":
+            seen = self.occluded(seen)
+        return tuple(self.explain(seen, target=one, **options) for one in targets)
 
     def _front_end(self) -> audio.FrontEnd:
         if self.front_end is None:
@@ -598,6 +650,7 @@ class Explainer:
         num: int,
         *,
         evidence: settings.Evidence = "plain",
+        locate: settings.Location = "map",
     ) -> list[tuple[explanation.Prototype, ...]]:
         """The first `num` prototypes of each channel, with heatmaps for a class."""
         return gallery.prototypes(
@@ -613,6 +666,7 @@ class Explainer:
             grid=self.grid(),
             front_end=self.front_end,
             chunk_size=self.chunk_size,
+            locate=locate,
         )
 
 

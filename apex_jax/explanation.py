@@ -152,6 +152,7 @@ class Explanation:
       evidence_share: the part of all positive contributions that `channels` carry.
       evidence: what contributions count towards, the class's logit or how far it is
         above the other classes'.
+      locate: what found regions and heatmaps, the map or occlusion.
       provenance: how the explainer was made.
     """
 
@@ -177,6 +178,7 @@ class Explanation:
     contributions: np.ndarray = dataclasses.field(repr=False)
     evidence_share: float
     evidence: settings.Evidence = dataclasses.field(default="plain", metadata=STATIC)
+    locate: settings.Location = dataclasses.field(default="map", metadata=STATIC)
     provenance: Provenance = dataclasses.field(
         default=Provenance(), repr=False, metadata=STATIC
     )

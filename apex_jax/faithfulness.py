@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from apex_jax import audio, disentangle, look, masking, schemes
+from apex_jax import audio, disentangle, look, occlusion, schemes
 from apex_jax import classifier as classifier_lib
 
 
@@ -87,7 +87,7 @@ def curves(
     probability: list[float] = []
     for first in range(0, len(masks), chunk_size):
         chunk = masks[first : first + chunk_size]
-        left = masking.attenuate(
+        left = occlusion.attenuate(
             front_end,
             jnp.broadcast_to(jnp.asarray(spectrogram), chunk.shape),
             jnp.asarray(chunk),

@@ -101,6 +101,7 @@ def _summary(part: SubFigure, result: explanation.Explanation) -> None:
     if result.method == "apex":
         share = f"{100 * result.evidence_share:.0f} % of all positive evidence"
         share += " against the other classes" * (result.evidence == "contrastive")
+        share += "\nregions by occlusion" * (result.locate == "occlusion")
         right.set_title(f"channels shown: {share}", fontsize=plot.CAPTION + 1)
 
 

@@ -26,13 +26,15 @@ from apex_jax import (
     evidence,
     explanation,
     look,
+    occlusion,
     schemes,
+    settings,
 )
 from apex_jax import classifier as classifier_lib
 
 RECENT_CLIPS = 64
 
-# Views of a clip's map, and the spectrogram to draw them on.
+# Views of a clip's map, or of its regions' effects; the spectrogram to draw them on.
 Seen = tuple[schemes.Views, np.ndarray | None]
 
 
@@ -62,6 +64,19 @@ class Kept:
             for i in indices
         ]
 
+    def effects(
+        self, indices: Sequence[int], grid: schemes.Grid, scheme: schemes.Scheme
+    ) -> list[Seen]:
+        """Nothing can be silenced in a map.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError(
+            "locate='occlusion' takes a network that can be run here; of this one the "
+            "training clips' maps were kept, which locate='map' looks at"
+        )
+
     def take(self, indices: np.ndarray) -> Kept:
         """Only these clips, in this order."""
         chosen = jax.tree.map(lambda a: np.asarray(a)[indices], self.views)
@@ -86,6 +101,9 @@ class Gallery:
         self._clips = clips
         self._chunk_size = chunk_size
         self._recent: collections.OrderedDict[int, Seen] = collections.OrderedDict()
+        self._effects: collections.OrderedDict[
+            tuple[int, schemes.Grid, schemes.Scheme], schemes.Views
+        ] = collections.OrderedDict()
 
     def __getitem__(self, indices: Sequence[int]) -> list[Seen]:
         """At most `chunk_size` clips.
@@ -108,6 +126,40 @@ class Gallery:
             self._recent.popitem(last=False)
         return found
 
+    def effects(
+        self, indices: Sequence[int], grid: schemes.Grid, scheme: schemes.Scheme
+    ) -> list[Seen]:
+        """At most `chunk_size` clips with what each region adds in their maps' place.
+
+        Args:
+          indices: of the clips.
+          grid: how maps lie on spectrograms.
+          scheme: decides the regions; see `occlusion.effects`.
+
+        Raises:
+          AudioError: a clip's file cannot be used any more.
+        """
+        seen = self[indices]
+        found: list[Seen] = []
+        for i, (views, spectrogram) in zip(indices, seen, strict=True):
+            key = (i, grid, scheme)
+            if key not in self._effects:
+                assert spectrogram is not None
+                self._effects[key] = occlusion.effects_of_clip(
+                    self._classifier,
+                    self._front_end,
+                    spectrogram,
+                    np.mean(views.rows, axis=0),
+                    grid=grid,
+                    scheme=scheme,
+                    chunk_size=self._chunk_size,
+                )
+            self._effects.move_to_end(key)
+            found.append((self._effects[key], spectrogram))
+            while len(self._effects) > RECENT_CLIPS:
+                self._effects.popitem(last=False)
+        return found
+
     def _spectrogram(self, clip: data.Clip) -> np.ndarray:
         try:
             waveform = audio.load_clip(clip.path, self._front_end, clip.offset_s)
@@ -120,8 +172,8 @@ class Gallery:
         return look.spectrogram_of(self._front_end, waveform)
 
 
-@functools.partial(jax.jit, static_argnames=("grid",))
-def _heatmaps(
+@functools.partial(jax.jit, static_argnames=("grid", "scheme"))
+def _placed(
     transform: disentangle.Transform,
     head: classifier_lib.LinearHead,
     views: schemes.Views,
@@ -129,11 +181,15 @@ def _heatmaps(
     target: Int[Array, ""],
     *,
     grid: schemes.Grid,
-) -> Float[Array, "clip rows frames"]:
-    """Heatmap of one channel of each of several clips."""
+    scheme: schemes.Scheme,
+) -> tuple[Int[Array, "clip 2"], Float[Array, "clip rows frames"]]:
+    """Location and heatmap of one channel of each of several clips."""
 
     def one(views, channel):
-        return evidence.heatmap(head, transform, views, channel, target, grid=grid)
+        return (
+            schemes.locate(scheme, views, transform.matrix[channel]),
+            evidence.heatmap(head, transform, views, channel, target, grid=grid),
+        )
 
     return jax.vmap(one)(views, channels)
 
@@ -152,6 +208,7 @@ def prototypes(
     grid: schemes.Grid,
     front_end: audio.FrontEnd | None,
     chunk_size: int,
+    locate: settings.Location = "map",
 ) -> list[tuple[explanation.Prototype, ...]]:
     """The first `num` prototypes of each channel.
 
@@ -168,7 +225,16 @@ def prototypes(
       grid: how maps lie on spectrograms.
       front_end: tells seconds and hertz, or None.
       chunk_size: clips in memory at a time.
+      locate: "map" for the places that the bank has, "occlusion" for those that matter
+        most in the sound.
+
+    Raises:
+      AudioError: a clip's file cannot be used any more.
+      ValueError: occlusion, and the network cannot be run.
     """
+    by_map = locate == "map"
+    if not by_map:
+        transform, head = occlusion.of_differences(transform, head)
     pairs = [(int(k), rank) for k in channels for rank in range(num)]
     clip_index, activation, purity, location = (
         np.asarray(getattr(prototypes, name))
@@ -177,19 +243,25 @@ def prototypes(
     shown: list[explanation.Prototype] = []
     for first in range(0, len(pairs), chunk_size):
         chunk = pairs[first : first + chunk_size]
-        seen = source[[int(clip_index[pair]) for pair in chunk]]
+        wanted = [int(clip_index[pair]) for pair in chunk]
+        if by_map:
+            seen = source[wanted]
+        else:
+            seen = source.effects(wanted, grid, prototypes.scheme)
         # Filled up with the first, so that every batch has one shape.
         order = [*range(len(chunk)), *[0] * (chunk_size - len(chunk))]
-        heat = _heatmaps(
+        places, heat = _placed(
             transform,
             head,
             jax.tree.map(lambda *a: np.stack(a), *(seen[i][0] for i in order)),
             np.array([chunk[i][0] for i in order], np.int32),
             jnp.int32(target),
             grid=grid,
+            scheme=prototypes.scheme,
         )
         for i, pair in enumerate(chunk):
-            clip, (row, column) = clips[clip_index[pair]], location[pair].tolist()
+            place = location[pair] if by_map else np.asarray(places[i])
+            clip, (row, column) = clips[clip_index[pair]], place.tolist()
             shown.append(
                 explanation.Prototype(
                     clip=clip,
@@ -197,9 +269,7 @@ def prototypes(
                     activation=float(activation[pair]),
                     purity=float(purity[pair]),
                     location=(row, column),
-                    areas=explanation.areas(
-                        grid, prototypes.scheme, location[pair], front_end
-                    ),
+                    areas=explanation.areas(grid, prototypes.scheme, place, front_end),
                     spectrogram=seen[i][1],
                     heatmap=np.asarray(heat[i]),
                 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class Look:
       spectrogram: `[F_in, T_in]`, or None.
       views: of its folded feature map, on the host.
       logits: the network's own, `[classes]`.
+      effects: by scheme, what each region adds to the pooled vector, where that was
+        asked for; see `occlusion.effects`.
     """
 
     source: str
@@ -51,6 +53,9 @@ class Look:
     spectrogram: np.ndarray | None
     views: schemes.Views
     logits: np.ndarray
+    effects: Mapping[schemes.Scheme, schemes.Views] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 def looks(

@@ -25,18 +25,18 @@ from apex_jax import (
     audio,
     data,
     disentangle,
-    evidence,
     explanation,
     hosts,
     look,
+    occlusion,
     progress,
     schemes,
+    settings,
 )
 from apex_jax import classifier as classifier_lib
+from apex_jax import evidence as evidence_lib
 from apex_jax import explainer as explainer_lib
 from apex_jax import mesh as mesh_lib
-
-BLUR = 0.25  # sigma of the filter's soft edge, in cells
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,25 +90,12 @@ class Hidden:
     draws: int
 
 
-def attenuate(
-    front_end: audio.FrontEnd,
-    spectrogram: Float[Array, "batch freq time"],
-    mask: Float[Array, "batch freq time"],
-) -> Float[Array, "batch freq time"]:
-    """Silences what the mask covers: `S' = S (1 - M) + silence M`.
-
-    Args:
-      front_end: tells what silence is in the spectrogram's units.
-      spectrogram: from `audio.spectrogram`.
-      mask: in [0, 1], 1 hides.
-    """
-    silence = audio.silence_level(front_end, spectrogram)[:, None, None]
-    return spectrogram * (1 - mask) + silence * mask
-
-
 @functools.partial(
-    jax.jit, static_argnames=("front_end", "scheme", "draws", "exclude_own", "mesh")
-)
+    jax.jit,
+    static_argnames=(
+        "front_end", "scheme", "draws", "exclude_own", "evidence", "locate", "mesh"
+    ),
+)  # fmt: skip
 def masked_logits(
     key: jax.Array,
     classifier: classifier_lib.Classifier,
@@ -120,6 +107,8 @@ def masked_logits(
     scheme: schemes.Scheme,
     draws: int,
     exclude_own: bool = False,
+    evidence: settings.Evidence = "plain",
+    locate: settings.Location = "map",
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """One batch of the study.
@@ -134,6 +123,8 @@ def masked_logits(
       scheme: where regions lie.
       draws: random regions a clip.
       exclude_own: never draw the top channel's region.
+      evidence: what the top channel contributes most to, see `evidence.head_of`.
+      locate: what finds its region, its map or occlusion.
       mesh: devices the batch is spread over.
 
     Returns:
@@ -146,20 +137,29 @@ def masked_logits(
         waveform, index = spread
         spectrogram = audio.spectrogram(front_end, waveform)
         feature_map, logits = classifier(spectrogram)
-        head = transform.compensate(classifier.head)
+        head = evidence_lib.head_of(
+            transform.compensate(classifier.head), classifier.activation, evidence
+        )
         grid = schemes.Grid.of(
             feature_map.shape[1:3], front_end.shape, classifier.stride
         )
 
-        def top_location(feature_map, logits):
-            pooled = transform(classifier_lib.pool(feature_map))
-            share = evidence.contributions(head, pooled, jnp.argmax(logits))
-            views = schemes.views(feature_map, keep_cells=schemes.needs_cells(scheme))
+        pooled = classifier_lib.pool(feature_map)
+        views = schemes.views(feature_map, keep_cells=schemes.needs_cells(scheme))
+        if locate == "occlusion":
+            views = occlusion.effects(
+                classifier, front_end, spectrogram, pooled, grid=grid, scheme=scheme
+            )
+
+        def top_location(views, pooled, logits):
+            share = evidence_lib.contributions(
+                head, transform(pooled), jnp.argmax(logits)
+            )
             return schemes.locate(scheme, views, transform.matrix[jnp.argmax(share)])
 
         def logits_without(location):
-            mask = jax.vmap(functools.partial(grid.mask, scheme, blur=BLUR))(location)
-            return classifier(attenuate(front_end, spectrogram, mask))[1]
+            mask = occlusion.masks(grid, scheme, location)
+            return classifier(occlusion.attenuate(front_end, spectrogram, mask))[1]
 
         def random_draw(draw):
             draw_key = jax.random.fold_in(key, draw)
@@ -169,7 +169,7 @@ def masked_logits(
             other = jax.vmap(lambda key, own: grid.other_location(key, scheme, own))
             return logits_without(other(keys, location))
 
-        location = jax.vmap(top_location)(feature_map, logits)
+        location = jax.vmap(top_location)(views, pooled, logits)
         # One draw at a time: memory does not grow with their number.
         random = jax.lax.map(random_draw, jnp.arange(draws))
         clips_first = jnp.swapaxes(random, 0, 1)
@@ -191,6 +191,8 @@ def study(
     scheme: schemes.Scheme,
     draws: int = 10,
     exclude_own: bool = False,
+    evidence: settings.Evidence = "plain",
+    locate: settings.Location = "map",
     batch_size: int = 32,
     mesh: Mesh | None = None,
     skip_log: data.SkipLog | None = None,
@@ -210,13 +212,16 @@ def study(
       draws: random regions a clip.
       exclude_own: never draw the top channel's region; False for the paper's control,
         a uniformly random cell.
+      evidence: what the top channel contributes most to: the predicted class's logit,
+        as in the paper, or its lead over the others, see `evidence.head_of`.
+      locate: what finds its region: its map, as in the paper, or occlusion.
       batch_size: clips a step.
       mesh: devices; None for all.
       skip_log: notes clips that cannot be read; None raises at the first.
       on_progress: told how many clips are done.
 
     Raises:
-      ValueError: no clip could be read.
+      ValueError: no clip could be read, or see `evidence.head_of`.
     """
     mesh = mesh_lib.make() if mesh is None else mesh
     skip_log = data.SkipLog(strict=True) if skip_log is None else skip_log
@@ -247,6 +252,8 @@ def study(
             scheme=scheme,
             draws=draws,
             exclude_own=exclude_own,
+            evidence=evidence,
+            locate=locate,
             mesh=mesh,
         )
         valid = batch["valid"]
@@ -283,6 +290,8 @@ def hide(
     scheme: schemes.Scheme,
     *,
     draws: int = 10,
+    evidence: settings.Evidence = "plain",
+    locate: settings.Location = "map",
 ) -> Hidden:
     """Silences the top channel's region of a clip, and random ones of its shape.
 
@@ -296,25 +305,42 @@ def hide(
       target: the class whose probability is watched.
       scheme: where the region lies; it need not be the explainer's.
       draws: random regions.
+      evidence: as in `study`.
+      locate: as in `study`.
 
     Raises:
-      ValueError: no spectrogram is known, or no front end to tell what silence is.
+      ValueError: no spectrogram is known, or no front end to tell what silence is; or
+        see `evidence.head_of`.
     """
     front_end = explainer.front_end
     if seen.spectrogram is None or front_end is None:
         raise ValueError("hide takes a clip with its spectrogram and front end")
     grid = explainer.grid()
     transform, pooled = explainer.transform, jnp.mean(seen.views.rows, axis=0)
-    share = evidence.contributions(explainer.head, transform(pooled), jnp.int32(target))
+    head = evidence_lib.head_of(
+        explainer.head, explainer.classifier.activation, evidence
+    )
+    share = evidence_lib.contributions(head, transform(pooled), jnp.int32(target))
     direction = transform.matrix[jnp.argmax(share)]
-    own = schemes.locate(scheme, seen.views, direction)
+    views = seen.views
+    if locate == "occlusion":
+        views = occlusion.effects_of_clip(
+            explainer.classifier,
+            front_end,
+            seen.spectrogram,
+            pooled,
+            grid=grid,
+            scheme=scheme,
+            chunk_size=explainer.chunk_size,
+        )
+    own = schemes.locate(scheme, views, direction)
     random = jax.vmap(lambda key: grid.other_location(key, scheme, own))(
         jax.random.split(key, draws)
     )
     locations = jnp.concatenate([own[None], random])
-    masks = jax.vmap(functools.partial(grid.mask, scheme, blur=BLUR))(locations)
+    masks = occlusion.masks(grid, scheme, locations)
     copies = jnp.broadcast_to(jnp.asarray(seen.spectrogram), masks.shape)
-    left = list(np.asarray(attenuate(front_end, copies, masks)))
+    left = list(np.asarray(occlusion.attenuate(front_end, copies, masks)))
     probability: list[float] = []
     for first in range(0, len(left), explainer.chunk_size):
         chunk = left[first : first + explainer.chunk_size]

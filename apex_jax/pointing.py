@@ -136,15 +136,3 @@ def score(
         time=in_span >= LEAST_OVERLAP * np.minimum(column, span),
         iou=shared / (area + band * span - shared),
     )
-
-
-def everywhere(
-    grid: schemes.Grid, scheme: schemes.Scheme
-) -> Int[np.ndarray, "location 2"]:
-    """Every location of a scheme once: what a random region is drawn from."""
-    rows, columns = grid.map_shape
-    along = (
-        [schemes.ALL] if scheme == "time" else range(rows),
-        [schemes.ALL] if scheme == "frequency" else range(columns),
-    )
-    return np.stack(np.meshgrid(*along, indexing="ij"), axis=-1).reshape(-1, 2)

@@ -66,6 +66,7 @@ def _pieces(
             dict.fromkeys((v.method, v.method) for c in clips for v in c.views)
         ),
         provenance=_by_provenance(clips),
+        locates={e.locate for e in explanations if e.method == "apex"} or {"map"},
         schemes=[
             s for s in schemes.SCHEMES if any(e.scheme == s for e in explanations)
         ],

@@ -306,6 +306,15 @@ class Grid:
             columns = 1
         return rows, columns
 
+    def locations(self, scheme: Scheme) -> Int[np.ndarray, "location 2"]:
+        """Every location of a scheme once, row by row; see `locate`."""
+        rows, columns = self.map_shape
+        along = (
+            [ALL] if scheme == "time" else range(rows),
+            [ALL] if scheme == "frequency" else range(columns),
+        )
+        return np.stack(np.meshgrid(*along, indexing="ij"), axis=-1).reshape(-1, 2)
+
     def random_location(self, key: jax.Array) -> Int[Array, "2"]:
         """A uniformly random cell: the control of the masking study. Unbatched."""
         return jax.random.randint(key, (2,), 0, np.array(self.map_shape))

@@ -43,6 +43,8 @@ def note_on_p(results: Mapping[str, Any]) -> list[str]:
     """What a table of masks says below it, for 80 columns."""
     draws = f"{results['draws']} draws a clip"
     draws += ", never of APEX's own region" * results["exclude_own"]
+    draws += ", against the other classes" * (results["evidence"] == "contrastive")
+    draws += ", found by occlusion" * (results["locate"] == "occlusion")
     return textwrap.wrap(
         "p: how often as much would be lost if APEX's regions were like random ones "
         f"({draws})",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from apex_jax import settings
 
@@ -35,6 +35,12 @@ class Common:
     exclude_own: bool = False
     """Draw random regions other than APEX's own; the paper draws among all, of which
     there may be few."""
+    evidence: settings.Evidence = "plain"
+    """What the channel whose region is hidden contributes most to: a class's logit, the
+    paper's, or under softmax its lead over the other classes."""
+    locate: settings.Location = "map"
+    """What finds its region: the feature map, the paper's way, or silencing each region
+    of the sound in turn."""
     batch_size: int = 32
     """Clips in the network at a time when it is not being trained."""
     matmul_dtype: settings.MatmulDtype = "float32"
@@ -52,6 +58,16 @@ class Common:
     changes is reported. The published networks are not pushed."""
     optimise: settings.Optimisation = settings.Optimisation()
     """Optimisation of U."""
+
+    @property
+    def masks(self) -> dict[str, Any]:
+        """What the masking study is asked, for it and for the results."""
+        return {
+            "draws": self.mask_draws,
+            "exclude_own": self.exclude_own,
+            "evidence": self.evidence,
+            "locate": self.locate,
+        }
 
     def check(self) -> None:
         """Raises ValueError for what cannot work before any work is done."""

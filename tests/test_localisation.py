@@ -134,6 +134,18 @@ def maps_with_a_plant(rng, places):
     return maps.astype(np.float32), head
 
 
+def channels(classifier, maps, scheme, kind):
+    return scoring.channels(
+        disentangle.identity(CHAN),
+        classifier,
+        maps.mean(axis=(1, 2)),
+        schemes.views(jnp.asarray(maps), keep_cells=True),
+        1,
+        scheme,
+        kind=kind,
+    )
+
+
 PLACES = [(0, 1), (3, 7), (2, 4), (1, 0), (3, 2)]
 
 
@@ -148,9 +160,7 @@ def boxes_of(places):
 def test_a_channel_that_is_the_plant_points_at_it(scheme, kind, rng):
     maps, head = maps_with_a_plant(rng, PLACES)
     classifier = classifier_lib.of_maps(head, corpus.CLASSES)
-    found = scoring.channels(
-        disentangle.identity(CHAN), classifier, jnp.asarray(maps), 1, scheme, kind=kind
-    )
+    found = channels(classifier, maps, scheme, kind)
     scores = scoring.scored(GRID, scheme, found.locations, boxes_of(PLACES))
     assert scores["both"].tolist() == [1] * len(PLACES)
     assert (scores["iou"] == 1).all() == (scheme == "square")
@@ -173,14 +183,7 @@ def test_a_channel_that_is_noise_points_as_chance_does(rng):
     classifier = classifier_lib.of_maps(head, corpus.CLASSES)
     boxes = boxes_of(places)
     for scheme in schemes.SCHEMES:
-        found = scoring.channels(
-            disentangle.identity(CHAN),
-            classifier,
-            jnp.asarray(maps),
-            1,
-            scheme,
-            kind="plain",
-        )
+        found = channels(classifier, maps, scheme, "plain")
         hits = scoring.scored(GRID, scheme, found.locations, boxes)
         chance = scoring.random(GRID, scheme, boxes)
         for name in ("frequency", "time", "both", "iou"):
@@ -189,11 +192,27 @@ def test_a_channel_that_is_noise_points_as_chance_does(rng):
     assert scoring.random(GRID, "frequency", boxes)["frequency"] == pytest.approx(1 / 4)
 
 
-def test_cam_and_grad_cam_point_at_what_the_head_weighs(rng):
+@pytest.mark.parametrize("kind", ["plain", "contrastive"])
+def test_cam_and_grad_cam_point_at_what_the_head_weighs(kind, rng):
     maps, head = maps_with_a_plant(rng, PLACES)
-    for where in (scoring.cam, scoring.grad_cam):
-        found = where(head, maps, 1, "square")
+    classifier = classifier_lib.of_maps(head, corpus.CLASSES)
+    views = schemes.views(jnp.asarray(maps), keep_cells=True)
+    for where in (scoring.whole, scoring.grad_cam):
+        found = where(classifier, views, 1, "square", kind=kind)
         assert [tuple(p) for p in found.tolist()] == PLACES
+
+
+def test_against_the_other_class_they_leave_out_what_both_share(rng):
+    """Channel 0 speaks for both classes, and is loudest where the plant is not."""
+    maps, head = maps_with_a_plant(rng, PLACES)
+    maps[:, 2, 6, 0] = 50.0
+    head = dataclasses.replace(head, weight=head.weight + 5 * np.eye(1, CHAN, 0))
+    classifier = classifier_lib.of_maps(head, corpus.CLASSES)
+    views = schemes.views(jnp.asarray(maps), keep_cells=True)
+    for where in (scoring.whole, scoring.grad_cam):
+        for kind, wanted in (("plain", [(2, 6)] * 5), ("contrastive", PLACES)):
+            found = where(classifier, views, 1, "square", kind=kind)
+            assert [tuple(p) for p in found.tolist()] == wanted
 
 
 def test_the_best_of_several_channels(rng):
@@ -249,7 +268,8 @@ def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
     results = run.main(config)
     rows = results["events"]["burst"]["rows"]
     assert {row["method"] for row in rows} == {
-        "random", "CAM", "Grad-CAM", "raw channels", "paper", "whitened", "LIME"
+        "random", "CAM", "Grad-CAM", "class", "raw channels", "paper", "whitened",
+        "LIME",
     }  # fmt: skip
     assert "### burst: square scheme" in (tmp_path / "run/localisation.md").read_text()
     capsys.readouterr()

@@ -96,11 +96,3 @@ def test_a_region_that_is_the_event_overlaps_it_all():
     )
     assert elsewhere.iou[0] == 0
     assert not elsewhere.both[0]
-
-
-def test_everywhere_has_each_region_once():
-    counts = {s: len(pointing.everywhere(GRID, s)) for s in schemes.SCHEMES}
-    assert counts == {"square": 32, "time": 8, "frequency": 4, "time_frequency": 32}
-    assert set(map(tuple, pointing.everywhere(GRID, "time"))) == {
-        (schemes.ALL, column) for column in range(8)
-    }

@@ -395,3 +395,12 @@ def test_a_map_of_one_region_has_no_other(scheme, shape, key):
     own = (0, schemes.ALL) if scheme == "frequency" else (schemes.ALL, 0)
     other = tuple(grid.other_location(key, scheme, jnp.array(own)).tolist())
     assert grid.boxes(scheme, other) == grid.boxes(scheme, own)
+
+
+def test_locations_has_each_region_once():
+    grid = schemes.Grid.of((4, 8), (64, 128))
+    counts = {s: len(grid.locations(s)) for s in schemes.SCHEMES}
+    assert counts == {"square": 32, "time": 8, "frequency": 4, "time_frequency": 32}
+    assert set(map(tuple, grid.locations("time"))) == {
+        (schemes.ALL, column) for column in range(8)
+    }

@@ -76,6 +76,8 @@ def main(config: options.Evaluate) -> dict[str, Any]:
             scheme=explainer.scheme,
             draws=config.draws,
             exclude_own=config.exclude_own,
+            evidence=config.evidence,
+            locate=config.locate,
             on_progress=on_progress,
             **options,
         )
@@ -99,6 +101,8 @@ def main(config: options.Evaluate) -> dict[str, Any]:
             "random": {
                 "draws": config.draws,
                 "exclude_own": config.exclude_own,
+                "evidence": config.evidence,
+                "locate": config.locate,
                 **{
                     name: {
                         key: float(statistic([draw[key] for draw in random]))

@@ -173,6 +173,7 @@ def _explain(
         "num_prototypes": config.num_prototypes,
         "num_negatives": config.num_negatives,
         "evidence": config.evidence,
+        "locate": config.locate,
     }
     for file, offset_s in windows:
         try:

@@ -126,6 +126,8 @@ def _explain(
         target=config.target or target,
         num_channels=num_channels,
         num_prototypes=num_prototypes,
+        evidence=config.evidence,
+        locate=config.locate,
     )
 
 
@@ -197,7 +199,14 @@ def _masking(config: options.Figure, explainers: Sequence[explain.Explainer]) ->
     first = explainers[0]
     sound, offset_s = _look(config, first)
     seen = first.look(sound, offset_s=offset_s)
-    result = first.explain(seen, target=config.target, num_channels=1, num_prototypes=1)
+    result = first.explain(
+        seen,
+        target=config.target,
+        num_channels=1,
+        num_prototypes=1,
+        evidence=config.evidence,
+        locate=config.locate,
+    )
     of_scheme = {one.scheme: one for one in explainers}
     others = [scheme for scheme in schemes.SCHEMES if scheme not in of_scheme]
     if others:
@@ -210,6 +219,8 @@ def _masking(config: options.Figure, explainers: Sequence[explain.Explainer]) ->
             result.target,
             scheme,
             draws=config.draws,
+            evidence=config.evidence,
+            locate=config.locate,
         )
         for scheme in schemes.SCHEMES
     ]

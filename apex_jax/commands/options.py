@@ -119,6 +119,8 @@ class Explain:
       num_negatives: and of those that excite it least.
       evidence: what channels add to the class's logit, or, under softmax, to its lead
         over the other classes.
+      locate: what finds regions, the feature map or silencing each region of the sound
+        in turn, which costs a pass through the network a region.
       start_s: where in the recording to begin, in seconds.
       end_s: where to end; a window is as long as the classifier's clips, and may reach
         beyond.
@@ -157,6 +159,7 @@ class Explain:
     ] = None
     num_negatives: int = 0
     evidence: settings.Evidence = "plain"
+    locate: settings.Location = "map"
     start_s: float = 0.0
     end_s: Annotated[
         float | None,
@@ -184,6 +187,9 @@ class Evaluate:
       draws: random regions a clip.
       exclude_own: draw regions other than APEX's own; the paper draws among all, of
         which there may be few.
+      evidence: what the channel whose region is hidden contributes most to, as in
+        explain.
+      locate: what finds its region, as in explain.
       batch_size: clips in the network at a time.
       seed: of the random regions.
       out: where the numbers go.
@@ -201,6 +207,8 @@ class Evaluate:
     split: Literal["train", "validation", "test", "all"] = "test"
     draws: int = 10
     exclude_own: Flag = False
+    evidence: settings.Evidence = "plain"
+    locate: settings.Location = "map"
     batch_size: int = 32
     seed: int = 0
     out: Annotated[
@@ -233,6 +241,8 @@ class Figure:
       offset_s: where in the file the clip starts, in seconds.
       target: the class to explain; by default the predicted one, for twin the
         vocoded.
+      evidence: what channels contribute to, as in explain.
+      locate: what finds regions, as in explain.
       num_channels: channels shown, or prototypes of the class (prototypes).
       num_prototypes: prototypes shown of each.
       seed: of LIME's samples and of the random regions.
@@ -256,6 +266,8 @@ class Figure:
     ] = None
     offset_s: float = 0.0
     target: Class = None
+    evidence: settings.Evidence = "plain"
+    locate: settings.Location = "map"
     num_channels: int = 4
     num_prototypes: int = 3
     seed: int = 0

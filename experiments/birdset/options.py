@@ -76,6 +76,11 @@ class Config(options.Common):
         self.check_least(class_limit=1, event_limit=1, explain_clips=1)
         if self.test_on is not None and not self.test_on:
             raise ValueError("--test-on names no subset")
+        if self.evidence != "plain":
+            raise ValueError(
+                f"--evidence {self.evidence} sets a class against the others; of birds "
+                "a clip can have several, each by itself: --evidence plain"
+            )
         if self.push_prototypes and self.prototypes is not None:
             raise ValueError(
                 "--push-prototypes is for an AudioProtoPNet that is trained here; "

@@ -12,8 +12,6 @@ import jax
 import numpy as np
 
 from apex_jax import (
-    atomic,
-    checkpoint,
     data,
     hosts,
     metrics,
@@ -24,6 +22,7 @@ from apex_jax import (
 )
 from apex_jax import mesh as mesh_lib
 from experiments import methods
+from experiments import results as results_lib
 from experiments.birdset import labels, networks, options, tables
 
 
@@ -86,19 +85,17 @@ def main(config: options.Config) -> dict[str, Any]:
         "push": trained.push,
         "paper": tables.PAPER,
         "skipped_files": len(skip_log),
-        **stages.to_dict(),
-        "seed": config.seed,
-        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "versions": dict(checkpoint.versions()),
+        **results_lib.how(config, mesh, stages),
     }
     if hosts.is_primary():
         skip_log.write_csv(output / "skipped.csv")
-        for ending, write in tables.SCORED.items():
-            text = write(results)
-            atomic.write_text(output / f"table3.{ending}", text)
-    runs.write_json(output / "results.json", results)
-    runs.say(tables.scored_terminal(results))
-    runs.say(f"written to  {output}, table3.csv, .md and .tex")
+    results_lib.write(
+        output,
+        "table3",
+        results,
+        tables.SCORED,
+        tables.scored_terminal(results),
+    )
     return results
 
 

@@ -11,9 +11,8 @@ from typing import Any, get_args
 import jax
 import numpy as np
 
+from apex_jax import classifier as classifier_lib
 from apex_jax import (
-    atomic,
-    checkpoint,
     data,
     disentangle,
     explain,
@@ -26,10 +25,10 @@ from apex_jax import (
     schemes,
     significance,
 )
-from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 from experiments import methods
+from experiments import results as results_lib
 from experiments.birdset import labels, networks, options, tables
 
 TEST = "SNE"
@@ -110,23 +109,20 @@ def main(config: options.Config) -> dict[str, Any]:
         "train_on": config.train_on,
         "explain_on": config.explain_on,
         "schemes": found,
-        "draws": config.mask_draws,
-        "exclude_own": config.exclude_own,
+        **config.masks,
         "paper": tables.PAPER_MASKED,
         "skipped_files": len(skip_log),
-        **stages.to_dict(),
-        "seed": config.seed,
-        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "versions": dict(checkpoint.versions()),
+        **results_lib.how(config, mesh, stages),
     }
     if hosts.is_primary():
         skip_log.write_csv(output / "skipped.csv")
-        for ending, write in tables.MASKED.items():
-            text = write(results)
-            atomic.write_text(output / f"table4.{ending}", text)
-    runs.write_json(output / "results.json", results)
-    runs.say(tables.masked_terminal(results))
-    runs.say(f"written to  {output}, table4.csv, .md and .tex")
+    results_lib.write(
+        output,
+        "table4",
+        results,
+        tables.MASKED,
+        tables.masked_terminal(results),
+    )
     return results
 
 
@@ -163,8 +159,7 @@ def _masked(
             clips,
             problem.front_end,
             scheme=explainer.scheme,
-            draws=config.mask_draws,
-            exclude_own=config.exclude_own,
+            **config.masks,
             batch_size=config.batch_size,
             on_progress=on_progress,
             **problem.common,

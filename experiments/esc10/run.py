@@ -12,7 +12,6 @@ import numpy as np
 
 from apex_jax import (
     atomic,
-    checkpoint,
     data,
     dataset,
     explain,
@@ -27,6 +26,7 @@ from apex_jax import (
 )
 from apex_jax import mesh as mesh_lib
 from experiments import methods
+from experiments import results as results_lib
 from experiments.esc10 import options, tables
 
 VALIDATION = 1 / 8  # of the clips of the other folds; it chooses the epoch
@@ -64,17 +64,9 @@ def main(config: options.Config) -> dict[str, Any]:
     parts = [output / f"fold{fold}" for fold in config.folds]
     results |= {
         "skipped_files": runs.gather_skipped(output, parts),
-        **stages.to_dict(),
-        "seed": config.seed,
-        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "versions": dict(checkpoint.versions()),
+        **results_lib.how(config, mesh, stages),
     }
-    if hosts.is_primary():
-        for ending, write in tables.FORMS.items():
-            atomic.write_text(output / f"esc10.{ending}", write(results))
-    runs.write_json(output / "results.json", results)
-    runs.say(tables.terminal(results))
-    runs.say(f"written to  {output}, esc10.csv, .md and .tex")
+    results_lib.write(output, "esc10", results, tables.FORMS, tables.terminal(results))
     return results
 
 
@@ -211,8 +203,7 @@ def _study(
             clips,
             problem.front_end,
             scheme=explainer.scheme,
-            draws=config.mask_draws,
-            exclude_own=config.exclude_own,
+            **config.masks,
             batch_size=config.batch_size,
             on_progress=on_progress,
             **problem.common,
@@ -272,6 +263,5 @@ def _summary(
         "folds": {str(fold["fold"]): fold for fold in folds},
         "scores": tables.over_folds([fold["scores"] for fold in folds]),
         "masking": masked,
-        "draws": config.mask_draws,
-        "exclude_own": config.exclude_own,
+        **config.masks,
     }

@@ -7,12 +7,26 @@ network is trained, and from which U is learned in one way or another.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from apex_jax import checkpoint, data, disentangle, progress, runs, schemes
+from apex_jax import (
+    audio,
+    checkpoint,
+    data,
+    disentangle,
+    look,
+    occlusion,
+    progress,
+    runs,
+    schemes,
+    settings,
+)
 from apex_jax import classifier as classifier_lib
 from apex_jax.models import convnext
 from experiments import methods
@@ -34,6 +48,7 @@ class Explained:
       model: the network.
       clips: test clips with the event in which it was found.
       maps: their feature maps, `[clip, F, T, chan]`.
+      effects: by scheme, what each region adds to their pooled vectors.
       boxes: of their events in pixels, `[clip, 4]`.
       accuracy: of the classifier on all test clips.
     """
@@ -45,6 +60,7 @@ class Explained:
     model: convnext.ConvNeXt
     clips: list[data.Clip]
     maps: np.ndarray
+    effects: dict[schemes.Scheme, schemes.Views]
     boxes: np.ndarray
     accuracy: float
 
@@ -84,15 +100,55 @@ class Explained:
         )
         return found, stages
 
+    def views(self, scheme: schemes.Scheme, locate: settings.Location) -> schemes.Views:
+        """What a location is looked for in."""
+        if locate == "occlusion":
+            return self.effects[scheme]
+        return schemes.views(jnp.asarray(self.maps), keep_cells=True)
+
     def pointing(
-        self, transform: disentangle.Transform, scheme: schemes.Scheme
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Scores of each clip by contrastive evidence, and the top channel's share."""
-        where = scoring.channels(
-            transform, self.classifier, self.maps, PLANTED, scheme, kind="contrastive"
+        self,
+        transform: disentangle.Transform,
+        scheme: schemes.Scheme,
+        kind: settings.Evidence,
+        locate: settings.Location,
+    ) -> dict[str, np.ndarray]:
+        """Scores of each clip, see `scoring.scored`, and what the top channels carry.
+
+        That is "share" of the positive evidence for the first and "share, best" for
+        all, and "lead", the first's part of the logit.
+        """
+        found = self._channels(transform, scheme, kind, locate)
+        scores = scoring.scored(self.grid, scheme, found.locations, self.boxes)
+        carried = {"share": found.share[:, 0], "share, best": found.share[:, 1]}
+        return {**scores, **carried, "lead": found.lead}
+
+    def located(
+        self,
+        transform: disentangle.Transform,
+        scheme: schemes.Scheme,
+        kind: settings.Evidence,
+        locate: settings.Location,
+    ) -> np.ndarray:
+        """Where each clip's top channel lies, `[clip, 2]`."""
+        return self._channels(transform, scheme, kind, locate).locations[:, 0]
+
+    def _channels(
+        self,
+        transform: disentangle.Transform,
+        scheme: schemes.Scheme,
+        kind: settings.Evidence,
+        locate: settings.Location,
+    ) -> scoring.Pointing:
+        return scoring.channels(
+            transform,
+            self.classifier,
+            np.asarray(classifier_lib.pool(self.maps)),
+            self.views(scheme, locate),
+            PLANTED,
+            scheme,
+            kind=kind,
         )
-        scores = scoring.scored(self.grid, scheme, where.locations, self.boxes)
-        return scores, where.share[:, 0]
 
 
 def problem_of(
@@ -145,6 +201,7 @@ def made(
         )
     clips = [tested.clips[i] for i in found]
     places = [one.box(problem.front_end) for one in corpus_lib.of(corpus, clips)]
+    maps = np.asarray(tested.features.views.cells)[found]
     return Explained(
         config=config,
         folder=folder,
@@ -152,10 +209,56 @@ def made(
         problem=problem,
         model=model,
         clips=clips,
-        maps=np.asarray(tested.features.views.cells)[found],
+        maps=maps,
+        effects=effects_of(problem.classifier(model), problem.front_end, clips, maps),
         boxes=np.array([(*box.rows, *box.frames) for box in places]),
         accuracy=float((predicted == labels).mean()),
     )
+
+
+def spectrogram_of(front_end: audio.FrontEnd, clip: data.Clip) -> np.ndarray:
+    """The spectrogram of a clip, `[F_in, T_in]`."""
+    waveform = audio.load_clip(clip.path, front_end, clip.offset_s)
+    return look.spectrogram_of(front_end, waveform)
+
+
+def effects_of(
+    classifier: classifier_lib.Classifier,
+    front_end: audio.FrontEnd,
+    clips: Sequence[data.Clip],
+    maps: Float[np.ndarray, "clip freq time chan"],
+    some: Sequence[schemes.Scheme] = ("square", "time", "frequency"),
+) -> dict[schemes.Scheme, schemes.Views]:
+    """What each region of each clip adds, under some schemes.
+
+    Where time and frequency are among them, time-frequency is too.
+    """
+    grid = schemes.Grid.of(maps.shape[1:3], front_end.shape, classifier.stride)
+    pooled_of_all = np.asarray(classifier_lib.pool(maps))
+    found: dict[schemes.Scheme, list[np.ndarray]] = {s: [] for s in some}
+    with progress.bar("occlusion", len(clips), "clip") as on_progress:
+        for clip, pooled in zip(clips, pooled_of_all, strict=True):
+            spectrogram = spectrogram_of(front_end, clip)
+            for scheme, each in found.items():
+                effects = occlusion.effects_of_clip(
+                    classifier,
+                    front_end,
+                    spectrogram,
+                    pooled,
+                    grid=grid,
+                    scheme=scheme,
+                    chunk_size=4,
+                )
+                each.append(np.asarray(effects.cells))
+            on_progress(1)
+    cells = {scheme: np.stack(each) for scheme, each in found.items()}
+    if {"time", "frequency"} <= set(cells):
+        # What it would be, without silencing them again.
+        cells["time_frequency"] = cells["frequency"] + cells["time"]
+    return {
+        scheme: schemes.views(jnp.asarray(each), keep_cells=True)
+        for scheme, each in cells.items()
+    }
 
 
 def reopened(folder: Path, mesh: jax.sharding.Mesh) -> Explained:

@@ -66,6 +66,10 @@ class Config(options.Common):
     """Test clips that are silenced and brought back step by step."""
     curve_steps: int = 16
     """In so many steps."""
+    masked_clips: int = 40
+    """Test clips that the top channel's region is hidden in, and regions at random."""
+    masked_draws: int = 5
+    """Random regions a clip."""
     stable_clips: int = 10
     """Test clips that are disturbed: noise, speed, pitch, encoding."""
     patch_size: int = 2
@@ -76,6 +80,8 @@ class Config(options.Common):
     scheme: tyro.conf.Suppress[options.Scheme] = "frequency"
     mask_draws: tyro.conf.Suppress[int] = 10
     exclude_own: tyro.conf.Suppress[bool] = False
+    evidence: tyro.conf.Suppress[settings.Evidence] = "plain"
+    locate: tyro.conf.Suppress[settings.Location] = "map"
     audioprotopnet: tyro.conf.Suppress[settings.PrototypeTraining] = (
         settings.PrototypeTraining()
     )
@@ -86,6 +92,7 @@ class Config(options.Common):
         super().check()
         self.check_least(seeds=1, lime_clips=0, lime_samples=2, patch_size=1)
         self.check_least(faithful_clips=0, stable_clips=0, curve_steps=1)
+        self.check_least(masked_clips=0, masked_draws=1)
         if min(self.clips) < 2:
             raise ValueError(f"--clips must be at least 2 each; got {self.clips}")
         if not self.events or not self.variants:

@@ -12,34 +12,35 @@ import numpy as np
 from flax import nnx
 
 from apex_jax import (
-    atomic,
-    checkpoint,
     data,
     disentangle,
     explain,
+    figures,
     hosts,
+    look,
     pointing,
     progress,
     runs,
     schemes,
-    settings,
 )
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 from experiments import methods
+from experiments import results as results_lib
 from experiments.localisation import corpus as corpus_lib
 from experiments.localisation import (
     explained,
     options,
+    pictures,
     scoring,
     stable,
     tables,
     trust,
+    variants,
 )
 
 LEAST_ACCURACY = 0.95
 OTHER_SEED = 1000  # what is added to a seed where another one is wanted
-EVIDENCE: tuple[settings.Evidence, ...] = ("plain", "contrastive")
 
 
 def main(config: options.Config) -> dict[str, Any]:
@@ -71,18 +72,16 @@ def main(config: options.Config) -> dict[str, Any]:
         "experiment": "localisation",
         "least_overlap": pointing.LEAST_OVERLAP,
         "events": {event: tables.summary(found) for event, found in parts.items()},
-        **stages.to_dict(),
-        "seed": config.seed,
         "seeds": config.seeds,
-        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "versions": dict(checkpoint.versions()),
+        **results_lib.how(config, mesh, stages),
     }
     if hosts.is_primary():
-        for ending, write in tables.FORMS.items():
-            atomic.write_text(output / f"localisation.{ending}", write(results))
-    runs.write_json(output / "results.json", results)
-    runs.say(tables.terminal(results))
-    runs.say(f"written to  {output}, localisation.csv and .md")
+        for name, found in parts.items():
+            figure = pictures.consistency(found)
+            figures.save(figure, output / name / "consistency.png", dpi=120)
+    results_lib.write(
+        output, "localisation", results, tables.FORMS, tables.terminal(results)
+    )
     return results
 
 
@@ -150,6 +149,12 @@ def _score(of: explained.Explained, stages: progress.Stages) -> dict[str, Any]:
     """Everything that is asked of the explanations, and how each U was learned."""
     scheme, _ = tables.FITS[of.event]
     rows, learned, fitting = _pointing(of, scheme)
+    if hosts.is_primary():
+        shown = [n for n in variants.SHOWN if n in fitting] or list(fitting)[:1]
+        transforms = {name: fitting[name].transform for name in shown}
+        figures.save(
+            pictures.regions(of, transforms, scheme), of.folder / "regions.png", dpi=120
+        )
     config, some = of.config, of.clips[: of.config.lime_clips]
     if some:
         with stages("LIME"), progress.bar("LIME", len(some), "clip") as on_progress:
@@ -179,11 +184,23 @@ def _score(of: explained.Explained, stages: progress.Stages) -> dict[str, Any]:
             steps=config.curve_steps,
             on_progress=on_progress,
         )
+    some = of.clips[: config.masked_clips]
+    count = len(some) * sum(len(variants.ways_of(name)) for name in fitting)
+    with stages("masking"), progress.bar("masking", count, "clip") as on_progress:
+        masked = trust.masked(
+            fitting,
+            some,
+            explained.PLANTED,
+            seed=config.seed,
+            draws=config.masked_draws,
+            on_progress=on_progress,
+        )
     cached = methods.features(of.cache_dir, of.problem, config, of.model, scheme)
     return {
         "rows": rows,
         "learned": learned,
         "faithful": faithful,
+        "masked": masked,
         "consistent": trust.consistent(fitting, cached),
         "stable": _stability(of, stages, scheme, fitting),
     }
@@ -196,24 +213,17 @@ def _pointing(
     rows: list[dict[str, Any]] = []
     learned: list[dict[str, Any]] = []
     fitting: dict[str, explain.Explainer] = {}
-    grid, boxes, maps, head = of.grid, of.boxes, of.maps, of.classifier.head
 
     def channels(name: str, scheme: schemes.Scheme, transform: disentangle.Transform):
-        for kind in EVIDENCE:
-            where = scoring.channels(
-                transform, of.classifier, maps, explained.PLANTED, scheme, kind=kind
-            )
-            scores = scoring.scored(grid, scheme, where.locations, boxes)
-            scores |= {"share": where.share[:, 0], "share, best": where.share[:, 1]}
-            scores["lead"] = where.lead
-            rows.append(_row(name, scheme, scores, evidence=kind))
+        for way in variants.WAYS:
+            scores = of.pointing(transform, scheme, *way)
+            rows.append(_row(name, scheme, scores, way))
 
     for scheme in schemes.SCHEMES:
-        rows.append(_row("random", scheme, scoring.random(grid, scheme, boxes)))
-        for name, point in (("CAM", scoring.cam), ("Grad-CAM", scoring.grad_cam)):
-            where = point(head, maps, explained.PLANTED, scheme)
-            rows.append(_row(name, scheme, scoring.scored(grid, scheme, where, boxes)))
-        channels(trust.RAW, scheme, disentangle.identity(maps.shape[-1]))
+        rows += _baselines(of, scheme)
+        if scheme == best:
+            rows += _without_learning(of, scheme)
+        channels(trust.RAW, scheme, disentangle.identity(of.maps.shape[-1]))
         for variant in of.config.variants:
             folder = of.folder / variant / scheme
             found, own = of.learn(variant, scheme, seed=of.config.seed, folder=folder)
@@ -235,9 +245,57 @@ def _pointing(
     return rows, learned, fitting
 
 
-def _row(method: str, scheme: schemes.Scheme, scores: dict, **more: Any) -> dict:
+def _baselines(of: explained.Explained, scheme: schemes.Scheme) -> list[dict]:
+    """What has no channels: chance, CAM, Grad-CAM, occlusion of the class."""
+    chance = scoring.random(of.grid, scheme, of.boxes)
+    rows = [_row("random", scheme, chance)]
+    for kind, locate in variants.WAYS:
+        options = (of.classifier, of.views(scheme, locate), explained.PLANTED, scheme)
+        name = "CAM" if locate == "map" else trust.CLASS
+        where = {name: scoring.whole(*options, kind=kind)}
+        if locate == "map":
+            where["Grad-CAM"] = scoring.grad_cam(*options, kind=kind)
+        for name, found in where.items():
+            scores = scoring.scored(of.grid, scheme, found, of.boxes)
+            rows.append(_row(name, scheme, scores, (kind, locate)))
+    return rows
+
+
+def _without_learning(of: explained.Explained, scheme: schemes.Scheme) -> list[dict]:
+    """What points where something is loud, whatever the classifier has learned."""
+    front_end, clips = of.problem.front_end, of.clips
+    heard = np.stack([explained.spectrogram_of(front_end, clip) for clip in clips])
+    network = of.problem.classifier(_untrained(of))
+    maps = np.concatenate([look.run(network, [one], 1)[0].cells for one in heard])
+    effects = explained.effects_of(network, front_end, clips, maps, (scheme,))[scheme]
+    where = {
+        "loudest region": scoring.loudest(of.grid, heard, scheme),
+        f"{trust.CLASS}, {stable.RANDOM}": scoring.whole(
+            network, effects, explained.PLANTED, scheme, kind="contrastive"
+        ),
+    }
+    return [
+        _row(name, scheme, scoring.scored(of.grid, scheme, found, of.boxes))
+        for name, found in where.items()
+    ]
+
+
+def _untrained(of: explained.Explained) -> convnext.ConvNeXt:
+    """The network with random weights."""
+    return convnext.ConvNeXt(
+        of.model.config, rngs=nnx.Rngs(of.config.seed + OTHER_SEED)
+    )
+
+
+def _row(
+    method: str,
+    scheme: schemes.Scheme,
+    scores: dict[str, np.ndarray],
+    way: variants.Way | None = None,
+) -> dict[str, Any]:
     plain = {name: np.round(values, 6).tolist() for name, values in scores.items()}
-    return {"method": method, "scheme": scheme, "scores": plain, **more}
+    how = dict(zip(("evidence", "locate"), way, strict=True)) if way else {}
+    return {"method": method, "scheme": scheme, "scores": plain, **how}
 
 
 def _stability(
@@ -257,7 +315,6 @@ def _stability(
         again[variant] = of.learn(variant, scheme, seed=seed, folder=folder)[
             0
         ].explainer
-    untrained = convnext.ConvNeXt(of.model.config, rngs=nnx.Rngs(seed))
     with (
         stages("stability"),
         progress.bar("stability", len(some), "clip") as on_progress,
@@ -267,6 +324,6 @@ def _stability(
             again,
             some,
             explained.PLANTED,
-            untrained=of.problem.classifier(untrained),
+            untrained=of.problem.classifier(_untrained(of)),
             on_progress=on_progress,
         )

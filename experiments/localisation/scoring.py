@@ -1,7 +1,7 @@
 """Where each method points, and whether the planted event is there.
 
-In come the feature maps of test clips with an event, the transform of each way to
-learn U, and the events' boxes; out come `pointing.Scores`, one a clip, by method and
+In come what the network makes of test clips with an event, the transform of each way
+to learn U, and the events' boxes; out come `pointing.Scores`, one a clip, by method and
 scheme. Everything that has a map is scored on it in one go, only LIME clip by clip.
 """
 
@@ -53,79 +53,120 @@ class Pointing:
 def _channels(
     transform: disentangle.Transform,
     head: classifier_lib.LinearHead,
-    maps: Float[Array, "clip freq time chan"],
+    pooled: Float[Array, "clip chan"],
+    views: schemes.Views,
     target: Int[Array, ""],
     *,
     scheme: schemes.Scheme,
     num: int,
 ) -> tuple[Int[Array, "clip top 2"], Float[Array, "clip 2"], Float[Array, " clip"]]:
-    def one(feature_map):
-        views = schemes.views(feature_map, keep_cells=True)
-        pooled = transform(classifier_lib.pool(feature_map))
-        share = jax.nn.relu(evidence.contributions(head, pooled, target))
+    def one(clip):
+        pooled, views = clip
+        transformed = transform(pooled)
+        share = jax.nn.relu(evidence.contributions(head, transformed, target))
         largest, top = jax.lax.top_k(share, num)
         locations = jax.vmap(
             lambda k: schemes.locate(scheme, views, transform.matrix[k])
         )(top)
         total = jnp.maximum(jnp.sum(share), jnp.finfo(share.dtype).tiny)
         carried = jnp.stack([largest[0], jnp.sum(largest)]) / total
-        return locations, carried, largest[0] / head(pooled)[target]
+        return locations, carried, largest[0] / head(transformed)[target]
 
-    return jax.lax.map(one, maps, batch_size=16)
+    return jax.lax.map(one, (pooled, views), batch_size=16)
 
 
 def channels(
     transform: disentangle.Transform,
     classifier: classifier_lib.Classifier,
-    maps: Float[np.ndarray, "clip freq time chan"],
+    pooled: Float[np.ndarray, "clip chan"],
+    views: schemes.Views,
     target: int,
     scheme: schemes.Scheme,
     *,
     kind: settings.Evidence,
     num: int = NUM_CHANNELS,
 ) -> Pointing:
-    """Of the channels under U that contribute most; under the identity the raw ones."""
+    """Of the channels under U that contribute most; under the identity the raw ones.
+
+    Args:
+      transform: U, mu.
+      classifier: the network.
+      pooled: the clips' pooled vectors.
+      views: of their maps, or of their regions' effects.
+      target: the class.
+      scheme: where regions lie.
+      kind: what contributions count towards.
+      num: channels a clip.
+    """
     head = evidence.head_of(
         transform.compensate(classifier.head), classifier.activation, kind
     )
-    found = _channels(transform, head, maps, jnp.int32(target), scheme=scheme, num=num)
+    found = _channels(
+        transform, head, pooled, views, jnp.int32(target), scheme=scheme, num=num
+    )
     locations, share, lead = (np.asarray(a) for a in found)
     return Pointing(locations=locations, share=share, lead=lead)
 
 
 @functools.partial(jax.jit, static_argnames=("scheme",))
-def _hottest(
-    cells: Float[Array, "clip freq time"], *, scheme: schemes.Scheme
+def _located(
+    views: schemes.Views, direction: Float[Array, " chan"], *, scheme: schemes.Scheme
 ) -> Int[Array, "clip 2"]:
-    def one(heat):
-        views = schemes.views(heat[:, :, None], keep_cells=True)
-        return schemes.locate(scheme, views, jnp.ones(1))
-
-    return jax.vmap(one)(cells)
+    return jax.vmap(lambda one: schemes.locate(scheme, one, direction))(views)
 
 
-def cam(
-    head: classifier_lib.LinearHead,
-    maps: Float[np.ndarray, "clip freq time chan"],
+def whole(
+    classifier: classifier_lib.Classifier,
+    views: schemes.Views,
     target: int,
     scheme: schemes.Scheme,
+    *,
+    kind: settings.Evidence,
 ) -> np.ndarray:
-    """Of all channels summed, `W[c] Z` (Zhou et al., 2016), `[clip, 2]`."""
-    cells = np.asarray(maps) @ np.asarray(head.weight)[target]
-    return np.asarray(_hottest(jnp.asarray(cells), scheme=scheme))
+    """Where all channels together speak for a class, `W[c]` of the views, `[clip, 2]`.
+
+    Of maps this is CAM (Zhou et al., 2016), of regions' effects plain occlusion of the
+    class (Zeiler & Fergus, 2014).
+    """
+    head = evidence.head_of(classifier.head, classifier.activation, kind)
+    direction = jnp.asarray(head.weight)[target]
+    return np.asarray(_located(views, direction, scheme=scheme))
 
 
 def grad_cam(
-    head: classifier_lib.LinearHead,
-    maps: Float[np.ndarray, "clip freq time chan"],
+    classifier: classifier_lib.Classifier,
+    views: schemes.Views,
     target: int,
     scheme: schemes.Scheme,
+    *,
+    kind: settings.Evidence,
 ) -> np.ndarray:
     """Of Grad-CAM's heat, which leaves out what speaks against, `[clip, 2]`."""
+    head = evidence.head_of(classifier.head, classifier.activation, kind)
     cells, _ = jax.jit(jax.vmap(attribution.grad_cam_cells, in_axes=(None, 0, None)))(
-        head, jnp.asarray(maps), jnp.int32(target)
+        head, jnp.asarray(views.cells), jnp.int32(target)
     )
-    return np.asarray(_hottest(cells, scheme=scheme))
+    return _hottest(cells, scheme)
+
+
+def loudest(
+    grid: schemes.Grid,
+    spectrogram: Float[np.ndarray, "clip freq time"],
+    scheme: schemes.Scheme,
+) -> np.ndarray:
+    """The loudest region, which takes no network to find, `[clip, 2]`.
+
+    By the mean of its pixels, which are decibels.
+    """
+    cells = jax.vmap(lambda pixels: attribution.cell_means(pixels, grid))
+    return _hottest(cells(jnp.asarray(spectrogram)), scheme)
+
+
+def _hottest(
+    cells: Float[Array, "clip freq time"], scheme: schemes.Scheme
+) -> Int[np.ndarray, "clip 2"]:
+    views = schemes.views(cells[..., None], keep_cells=True)
+    return np.asarray(_located(views, jnp.ones(1), scheme=scheme))
 
 
 def lime(
@@ -153,14 +194,14 @@ def lime(
         )
         on_progress(1)
     cells = jnp.stack(heats)
-    return {s: np.asarray(_hottest(cells, scheme=s)) for s in schemes.SCHEMES}
+    return {s: _hottest(cells, s) for s in schemes.SCHEMES}
 
 
 def random(
     grid: schemes.Grid, scheme: schemes.Scheme, boxes: Float[np.ndarray, "clip 4"]
 ) -> dict[str, np.ndarray]:
     """What a region drawn among all of a scheme scores on average, exactly."""
-    locations = pointing.everywhere(grid, scheme)
+    locations = grid.locations(scheme)
     found = pointing.score(
         grid,
         scheme,

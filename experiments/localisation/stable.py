@@ -24,6 +24,7 @@ from apex_jax import (
     stability,
 )
 from apex_jax import classifier as classifier_lib
+from experiments.localisation import variants
 
 # Kind and amount, see `stability.disturb`.
 DISTURBANCES: tuple[tuple[stability.Kind, float], ...] = (
@@ -67,8 +68,9 @@ def measured(
     """
     first = next(iter(explainers.values()))
     front_end = first.front_end
+    of_random = {name: _of(untrained, e) for name, e in explainers.items()}
     assert front_end is not None
-    rows: dict[tuple[str, str], list[stability.Agreement]] = {}
+    rows: dict[tuple[str, variants.Way, str], list[stability.Agreement]] = {}
     for number, clip in enumerate(clips):
         waveform = audio.load_clip(clip.path, front_end, clip.offset_s)
         before = _explained(explainers, _looked(first, waveform), target)
@@ -77,31 +79,32 @@ def measured(
                 waveform, front_end.sample_rate, kind, amount, seed=number
             )
             after = _explained(explainers, _looked(first, changed), target)
-            for name, one in before.items():
-                rows.setdefault((name, UNITS[kind].format(amount)), []).append(
+            for which, one in before.items():
+                rows.setdefault((*which, UNITS[kind].format(amount)), []).append(
                     stability.compare(
-                        one, after[name], stretch=amount if kind == "stretch" else 1.0
+                        one, after[which], stretch=amount if kind == "stretch" else 1.0
                     )
                 )
-        for name, other in again.items():
-            (seen,) = _explained(
-                {name: other}, _looked(other, waveform), target
-            ).values()
-            rows.setdefault((name, SEED), []).append(
-                stability.compare(before[name], seen, same_channels=False)
+        seen = _looked(first, waveform)
+        for which, one in _explained(again, seen, target).items():
+            rows.setdefault((*which, SEED), []).append(
+                stability.compare(before[which], one, same_channels=False)
             )
-        for name, one in _explained(
-            {name: _of(untrained, e) for name, e in explainers.items()},
-            _looked(_of(untrained, first), waveform),
-            target,
-        ).items():
-            rows.setdefault((name, RANDOM), []).append(
-                stability.compare(before[name], one)
+        seen = _looked(next(iter(of_random.values())), waveform)
+        for which, one in _explained(of_random, seen, target).items():
+            rows.setdefault((*which, RANDOM), []).append(
+                stability.compare(before[which], one)
             )
         on_progress(1)
     return [
-        {"method": name, "change": change, **in_numbers(found)}
-        for (name, change), found in rows.items()
+        {
+            "method": name,
+            "evidence": kind,
+            "locate": locate,
+            "change": change,
+            **in_numbers(found),
+        }
+        for (name, (kind, locate), change), found in rows.items()
     ]
 
 
@@ -132,9 +135,16 @@ def _looked(explainer: explain.Explainer, waveform: np.ndarray) -> look.Look:
 
 
 def _explained(
-    explainers: Mapping[str, explain.Explainer], seen: look.Look, target: int
-) -> dict[str, explanation.Explanation]:
+    explainers: Mapping[str, explain.Explainer],
+    seen: look.Look,
+    target: int,
+) -> dict[tuple[str, variants.Way], explanation.Explanation]:
+    """Of each explainer each way; the regions' effects are the network's, so one."""
+    seen = next(iter(explainers.values())).occluded(seen)
     return {
-        name: one.explain(seen, target=target, num_channels=1)
+        (name, (kind, locate)): one.explain(
+            seen, target=target, num_channels=1, evidence=kind, locate=locate
+        )
         for name, one in explainers.items()
+        for kind, locate in variants.ways_of(name)
     }

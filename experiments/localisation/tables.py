@@ -95,6 +95,7 @@ def summary(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "rows": rows,
         "learned": learned,
         "faithful": _faithful([part["faithful"] for part in parts]),
+        "masked": _masked([part["masked"] for part in parts]),
         "consistent": _consistent([part["consistent"] for part in parts]),
         "stable": _stable([part["stable"] for part in parts]),
     }
@@ -107,7 +108,7 @@ def _faithful(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
     by_chance = next(i for i, row in enumerate(parts[0]) if row["method"] == "random")
     found = []
     for index, row in enumerate(parts[0]):
-        own: dict[str, Any] = {"method": row["method"], "heat": row["heat"]}
+        own = {name: row[name] for name in ("method", "locate", "heat")}
         for name, sign in (("deletion", -1), ("insertion", 1)):
             values = [part[index][name] for part in parts]
             chance = [part[by_chance][name] for part in parts]
@@ -120,11 +121,30 @@ def _faithful(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
     return found
 
 
+def _masked(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Probability lost over all clips, and whether more than to random regions."""
+    found = []
+    for index, row in enumerate(parts[0]):
+        own, random = (
+            [part[index][name] for part in parts] for name in ("own", "random")
+        )
+        found.append(
+            {
+                **{name: row[name] for name in ("method", "evidence", "locate")},
+                "own": interval(own),
+                "random": interval(random),
+                "p": faithfulness.paired_p(np.concatenate(own), np.concatenate(random)),
+            }
+        )
+    return found
+
+
 def _stable(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Mean over clips and seeds; None where it can be said of no clip."""
     found = []
     for index, row in enumerate(parts[0]):
-        own: dict[str, Any] = {"method": row["method"], "change": row["change"]}
+        names = ("method", "evidence", "locate", "change")
+        own: dict[str, Any] = {name: row[name] for name in names}
         for name in AGREEMENTS:
             values = [v for part in parts for v in part[index][name] if v is not None]
             own[name] = float(np.mean(values)) if values else None
@@ -154,8 +174,10 @@ def _consistent(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any
 
 
 def _name(row: dict[str, Any]) -> str:
-    kind = row.get("evidence")
-    return row["method"] + (f", {kind}" if kind else "")
+    """A method with what its evidence counts towards and what finds its place."""
+    return ", ".join(
+        row[name] for name in ("method", "evidence", "locate") if row.get(name)
+    )
 
 
 def _cell(found: Interval | None) -> str:
@@ -181,6 +203,7 @@ def markdown(results: dict[str, Any]) -> str:
             "How U was learned:",
             _learned(found["learned"]),
             *_areas(found["faithful"]),
+            *_hidden(found["masked"]),
             f"Prototypes of a channel, {_words(scheme)} scheme, mean over channels:",
             _alike(found["consistent"]),
             *_stays(found["stable"]),
@@ -240,7 +263,7 @@ def _areas(rows: Sequence[dict[str, Any]]) -> list[str]:
         return []
     lines = []
     for row in rows:
-        cells = [row["method"], row["heat"]]
+        cells = [_name(row), row["heat"]]
         for name in ("deletion", "insertion"):
             p = row.get(f"{name} p")
             cells += [_cell(row[name]), "" if p is None else f"{p:.3f}"]
@@ -249,6 +272,21 @@ def _areas(rows: Sequence[dict[str, Any]]) -> list[str]:
         "Areas below the probability while the hottest is silenced first (small is "
         "good) and heard first (large is good); p against cells in random order:",
         _table("heat of | kind | deletion | p | insertion | p", lines),
+    ]
+
+
+def _hidden(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Nothing where no clip had its region hidden."""
+    if not rows:
+        return []
+    lines = [
+        [_name(row), _cell(row["own"]), _cell(row["random"]), f"{row['p']:.4f}"]
+        for row in rows
+    ]
+    return [
+        "Probability lost by hiding the top channel's region, and by hiding others of "
+        "the same shape; p of a paired permutation test over clips:",
+        _table("region of | lost | lost to random | p", lines),
     ]
 
 
@@ -274,14 +312,14 @@ def _stays(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A line a disturbance, its cells the ways to learn U; nothing without clips."""
     if not rows:
         return []
-    ways = list(dict.fromkeys(row["method"] for row in rows))
+    ways = list(dict.fromkeys(map(_name, rows)))
     parts = [
         "The top channel's region after a change, intersection over union with that "
         "before, and in brackets the share of prototypes that stay:"
     ]
     lines = []
     for change in dict.fromkeys(row["change"] for row in rows):
-        cells = {row["method"]: row for row in rows if row["change"] == change}
+        cells = {_name(row): row for row in rows if row["change"] == change}
         lines.append(
             [
                 change,
@@ -316,6 +354,7 @@ def comma_separated(results: dict[str, Any]) -> str:
             "scheme",
             "method",
             "evidence",
+            "locate",
             "score",
             "mean",
             "low",
@@ -333,6 +372,7 @@ def comma_separated(results: dict[str, Any]) -> str:
                         row["scheme"],
                         row["method"],
                         row.get("evidence", ""),
+                        row.get("locate", ""),
                         name,
                         *(f"{v:.4f}" for v in numbers),
                         by_seed,
@@ -353,7 +393,7 @@ def terminal(results: dict[str, Any]) -> str:
                 best = (
                     f"   best of 4 {s[f'{axis}, best'][0]:.2f}" if "share" in s else ""
                 )
-                lines.append(f"  {_name(row):31} {_cell(s[axis])}{best}")
+                lines.append(f"  {_name(row):42} {_cell(s[axis])}{best}")
     return "\n".join(lines)
 
 

@@ -1,14 +1,15 @@
 """What else an explanation can be held to: being faithful, having channels with sense.
 
 In come explainers of one classifier under one scheme, and test clips; out come areas of
-insertion and deletion for each, and the consistency of their channels' prototypes.
+insertion and deletion for each, what hiding their regions takes from the class, and the
+consistency of their channels' prototypes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +25,20 @@ from apex_jax import (
     explain,
     faithfulness,
     look,
+    masking,
+    occlusion,
     progress,
+    settings,
 )
 from apex_jax import bank as bank_lib
+from apex_jax import classifier as classifier_lib
+from experiments.localisation import variants
 
 RAW = "raw channels"
+CLASS = "class"  # all channels together
+
+# A method, what finds its place, and the kind of heat.
+Heat = tuple[str, str, str]
 
 
 def with_raw(
@@ -53,6 +63,8 @@ def faithful(
 ) -> list[dict[str, Any]]:
     """Areas of insertion and deletion, one a clip, by method and kind of heat.
 
+    Evidence is contrastive.
+
     Args:
       explainers: by name, of one classifier and scheme.
       clips: to explain.
@@ -64,38 +76,24 @@ def faithful(
     first = next(iter(explainers.values()))
     front_end, classifier, grid = first.front_end, first.classifier, first.grid()
     assert front_end is not None
-    head = evidence.head_of(classifier.head, classifier.activation, "contrastive")
-    areas: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    areas: dict[Heat, list[tuple[float, float]]] = {}
     for number, clip in enumerate(clips):
-        seen: look.Look = first.look(clip.path, offset_s=clip.offset_s)
+        seen = first.occluded(first.look(clip.path, offset_s=clip.offset_s))
         assert seen.spectrogram is not None
         key = jax.random.fold_in(jax.random.key(seed), number)
-        heats: dict[tuple[str, str], np.ndarray] = {
-            ("random", "cells"): faithfulness.random_heat(key, grid),
-            ("Grad-CAM", "heatmap"): attribution.grad_cam(
+        heats: dict[Heat, np.ndarray] = {
+            ("random", "", "cells"): faithfulness.random_heat(key, grid),
+            ("Grad-CAM", "map", "heatmap"): attribution.grad_cam(
                 first, clip.path, offset_s=clip.offset_s, target=target
             )
             .channels[0]
             .heatmap,
         }
         for name, transform in with_raw(explainers).items():
-            own = transform.compensate(head)
-            pooled = transform(jnp.mean(jnp.asarray(seen.views.rows), axis=0))
-            share = evidence.contributions(own, pooled, jnp.int32(target))
-            channel = int(jnp.argmax(share))
-            heats[name, "regions"] = faithfulness.region_heat(
-                transform, first.scheme, seen.views, channel, grid
-            )
-            heats[name, "heatmap"] = np.asarray(
-                evidence.heatmap(
-                    own,
-                    transform,
-                    seen.views,
-                    jnp.int32(channel),
-                    jnp.int32(target),
-                    grid=grid,
-                )
-            )
+            for locate in get_args(settings.Location):
+                regions, heatmap = _heats(first, transform, seen, target, locate)
+                heats[name, locate, "regions"] = regions
+                heats[name, locate, "heatmap"] = heatmap
         for which, heat in heats.items():
             found = faithfulness.curves(
                 classifier, front_end, seen.spectrogram, heat, target, steps=steps
@@ -107,12 +105,97 @@ def faithful(
     return [
         {
             "method": method,
+            "locate": locate,
             "heat": heat,
             "deletion": [round(one[0], 6) for one in found],
             "insertion": [round(one[1], 6) for one in found],
         }
-        for (method, heat), found in areas.items()
+        for (method, locate, heat), found in areas.items()
     ]
+
+
+def _heats(
+    explainer: explain.Explainer,
+    transform: disentangle.Transform,
+    seen: look.Look,
+    target: int,
+    locate: settings.Location,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The top channel's regions by rank, and its heatmap."""
+    classifier, scheme, grid = explainer.classifier, explainer.scheme, explainer.grid()
+    head = evidence.head_of(
+        transform.compensate(classifier.head), classifier.activation, "contrastive"
+    )
+    pooled = transform(jnp.mean(jnp.asarray(seen.views.rows), axis=0))
+    channel = int(jnp.argmax(evidence.contributions(head, pooled, jnp.int32(target))))
+    views = seen.views
+    if locate == "occlusion":
+        views = seen.effects[scheme]
+        transform, head = occlusion.of_differences(transform, head)
+    heat = evidence.heatmap(
+        head, transform, views, jnp.int32(channel), jnp.int32(target), grid=grid
+    )
+    regions = faithfulness.region_heat(transform, scheme, views, channel, grid)
+    return regions, np.asarray(heat)
+
+
+def masked(
+    explainers: Mapping[str, explain.Explainer],
+    clips: Sequence[data.Clip],
+    target: int,
+    *,
+    seed: int,
+    draws: int,
+    on_progress: progress.OnProgress,
+) -> list[dict[str, Any]]:
+    """What hiding the top channel's region takes from the probability, and random ones.
+
+    The masking study (method, section 8), clip by clip; random regions are of the same
+    shape and never the channel's own.
+
+    Args:
+      explainers: by name, of one classifier and scheme.
+      clips: that the network gives the class.
+      target: the class whose probability is watched.
+      seed: of the random regions.
+      draws: of them, a clip.
+      on_progress: told how many clips are done.
+    """
+    if not clips:
+        return []
+    found = []
+    for name, explainer in explainers.items():
+        assert explainer.front_end is not None
+        for kind, locate in variants.ways_of(name):
+            study = masking.study(
+                jax.random.key(seed),
+                explainer.classifier,
+                explainer.transform,
+                clips,
+                explainer.front_end,
+                scheme=explainer.scheme,
+                draws=draws,
+                exclude_own=True,
+                evidence=kind,
+                locate=locate,
+                on_progress=on_progress,
+            )
+            none, own, random = (
+                classifier_lib.probabilities(logits, explainer.classifier.activation)[
+                    ..., target
+                ]
+                for logits in (study.none, study.apex, study.random)
+            )
+            found.append(
+                {
+                    "method": name,
+                    "evidence": kind,
+                    "locate": locate,
+                    "own": np.round(none - own, 6).tolist(),
+                    "random": np.round(none - random.mean(axis=0), 6).tolist(),
+                }
+            )
+    return found
 
 
 def consistent(

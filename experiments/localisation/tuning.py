@@ -143,7 +143,7 @@ def _learned(
         )
     except disentangle.InvarianceError as error:
         return {"failed": str(error)}
-    scores, share = of.pointing(found.explainer.transform, scheme)
+    scores = of.pointing(found.explainer.transform, scheme, "contrastive", "occlusion")
     return {
         "seconds": seconds,
         "round_epochs": found.history.round_epochs,
@@ -151,7 +151,7 @@ def _learned(
         "condition_number": found.audit.condition_number,
         "hit": float(np.mean(scores[axis])),
         "best of 4": float(np.mean(scores[f"{axis}, best"])),
-        "share": float(np.mean(share)),
+        "share": float(np.mean(scores["share"])),
     }
 
 

@@ -11,10 +11,8 @@ Name = Literal[
     "paper",
     "centred",
     "whitened",
-    "whitened-0.01",
     "orthogonal",
     "concentrated",
-    "concentrated-0.02",
     "concentrated-paper",
 ]
 
@@ -23,7 +21,6 @@ CHANGES: dict[Name, dict[str, Any]] = {
     "paper": {},
     "centred": {"precondition": "centre"},
     "whitened": {"precondition": "whiten", "precondition_eps": 0.1},
-    "whitened-0.01": {"precondition": "whiten", "precondition_eps": 0.01},
     "orthogonal": {
         "precondition": "whiten",
         "precondition_eps": 0.1,
@@ -34,13 +31,25 @@ CHANGES: dict[Name, dict[str, Any]] = {
         "precondition_eps": 0.1,
         "concentration": 0.1,
     },
-    "concentrated-0.02": {
-        "precondition": "whiten",
-        "precondition_eps": 0.1,
-        "concentration": 0.02,
-    },
     "concentrated-paper": {"concentration": 0.1},
 }
+
+# What evidence counts towards, and what finds its place: as published, then one change
+# after the other.
+Way = tuple[settings.Evidence, settings.Location]
+WAYS: tuple[Way, ...] = (
+    ("plain", "map"),
+    ("contrastive", "map"),
+    ("contrastive", "occlusion"),
+)
+
+# In the picture of regions, beside CAM.
+SHOWN: tuple[Name, ...] = ("paper", "concentrated")
+
+
+def ways_of(name: str) -> tuple[Way, ...]:
+    """Of a way to learn U the last of them; of the paper's also the first."""
+    return (WAYS[0], WAYS[-1]) if name == "paper" else (WAYS[-1],)
 
 
 def of(name: Name, config: settings.Optimisation) -> settings.Optimisation:

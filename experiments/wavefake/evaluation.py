@@ -49,13 +49,23 @@ def masking_eers(
     clips: Sequence[data.Clip],
     corpus: wavefake_corpus.Corpus,
     *,
-    draws: int,
-    exclude_own: bool = False,
+    masks: dict[str, Any],
     batch_size: int,
     mesh: jax.sharding.Mesh,
     skip_log: data.SkipLog,
 ) -> dict[str, Any]:
-    """EERs with nothing hidden, APEX's regions hidden, random regions hidden."""
+    """EERs with nothing hidden, APEX's regions hidden, random regions hidden.
+
+    Args:
+      key: of the random regions.
+      explainer: whose regions.
+      clips: to hide them in.
+      corpus: tells vocoders.
+      masks: options of `masking.study`.
+      batch_size: clips a step.
+      mesh: devices.
+      skip_log: notes clips that cannot be read.
+    """
     assert explainer.front_end is not None  # an explainer of sounds
     with progress.bar("masking study", len(clips), "clip") as on_progress:
         study = masking.study(
@@ -65,8 +75,7 @@ def masking_eers(
             clips,
             explainer.front_end,
             scheme=explainer.scheme,
-            draws=draws,
-            exclude_own=exclude_own,
+            **masks,
             batch_size=batch_size,
             mesh=mesh,
             skip_log=skip_log,
@@ -93,8 +102,7 @@ def masking_eers(
         "none": eers(study.none, read, rows),
         "apex": eers(study.apex, read, rows),
         "random": {
-            "draws": draws,
-            "exclude_own": exclude_own,
+            **masks,
             "mean": dict(zip(names, table.mean(axis=0).tolist(), strict=True)),
             "std": dict(zip(names, table.std(axis=0).tolist(), strict=True)),
         },

@@ -16,8 +16,6 @@ from typing import Any
 import jax
 
 from apex_jax import (
-    atomic,
-    checkpoint,
     data,
     disentangle,
     hosts,
@@ -27,6 +25,7 @@ from apex_jax import (
 )
 from apex_jax import mesh as mesh_lib
 from experiments import methods
+from experiments import results as results_lib
 from experiments.wavefake import corpus as wavefake_corpus
 from experiments.wavefake import evaluation, options, tables
 from experiments.wavefake import run as wavefake_run
@@ -80,20 +79,8 @@ def main(config: options.Config) -> dict[str, Any]:
         "left_out": left_out,
         "paper": tables.PAPER,
         "skipped_files": runs.gather_skipped(output, [output / name for name in table]),
-        **stages.to_dict(),
-        "seed": config.seed,
-        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "versions": dict(checkpoint.versions()),
+        **results_lib.how(config, mesh, stages),
     }
-    if hosts.is_primary():
-        for ending, text in (
-            ("csv", tables.as_csv(table)),
-            ("md", tables.markdown(table)),
-            ("tex", tables.latex(table)),
-        ):
-            atomic.write_text(output / f"table1.{ending}", text)
-    runs.write_json(output / "results.json", results)
-    runs.say(tables.terminal(table))
     absent = [name for name in wavefake_corpus.VOCODERS if name not in corpus.fake]
     if left_out or absent:
         runs.report(
@@ -102,7 +89,7 @@ def main(config: options.Config) -> dict[str, Any]:
             f"{len(corpus.fake)}; not trained on: {', '.join(left_out) or 'none'}",
         )
     runs.say(f"seconds     {progress.in_words(results)}")
-    runs.say(f"written to  {output}, table1.csv, .md and .tex")
+    results_lib.write(output, "table1", results, tables.FORMS, tables.terminal(table))
     return results
 
 

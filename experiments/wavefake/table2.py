@@ -14,7 +14,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any, get_args
 
-from apex_jax import atomic, checkpoint, hosts, progress, runs, schemes
+from apex_jax import checkpoint, progress, runs, schemes
+from apex_jax import mesh as mesh_lib
+from experiments import results as results_lib
 from experiments.wavefake import options, tables
 from experiments.wavefake import run as wavefake_run
 
@@ -82,20 +84,12 @@ def main(config: options.Config) -> dict[str, Any]:
         "train_on": trained,
         "none": next(iter(found.values()))["masking"]["none"]["aeer"],
         "aeer": table,
-        "draws": config.mask_draws,
-        "exclude_own": config.exclude_own,
+        **config.masks,
         "skipped_files": runs.gather_skipped(output, [output / name for name in found]),
         "paper": tables.PAPER_MASKED,
-        **stages.to_dict(),
-        "seed": config.seed,
-        "device": next(iter(found.values()))["device"],
-        "versions": dict(checkpoint.versions()),
+        **results_lib.how(config, mesh_lib.make(), stages),
     }
-    if hosts.is_primary():
-        for ending, write in tables.MASKED.items():
-            text = write(results)
-            atomic.write_text(output / f"table2.{ending}", text)
-    runs.write_json(output / "results.json", results)
-    runs.say(tables.masked_terminal(results))
-    runs.say(f"written to  {output}, table2.csv, .md and .tex")
+    results_lib.write(
+        output, "table2", results, tables.MASKED, tables.masked_terminal(results)
+    )
     return results

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from experiments import layout, methods
@@ -71,6 +71,14 @@ def latex(table: Table) -> str:
     """The whole table for a paper, with booktabs."""
     titles = " / ".join(methods.TITLES.values())
     return layout.latex(_rows(table)) + f"% EER in percent: {titles}\n"
+
+
+# Of what `table1` saves.
+FORMS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "csv": lambda results: as_csv(results["eer"]),
+    "md": lambda results: markdown(results["eer"]),
+    "tex": lambda results: latex(results["eer"]),
+}
 
 
 def _rows(table: Table) -> list[list[str]]:

@@ -1,0 +1,133 @@
+"""What localisation looks like: regions on events, consistency of channels.
+
+In come classifiers with their explainers, or the results of all seeds; out come
+figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from apex_jax import disentangle, explanation, plot, pointing, schemes
+from experiments.localisation import explained, scoring, variants
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NUM_CLIPS = 3
+EVENT = "#4cc9f0"  # on the dark of a spectrogram, beside the green of a region
+KINDS = {
+    "same_class": "pairs of one class",
+    "time": "alike in time",
+    "frequency": "alike over frequency",
+}
+
+
+def regions(
+    of: explained.Explained,
+    transforms: Mapping[str, disentangle.Transform],
+    scheme: schemes.Scheme,
+) -> Figure:
+    """Test clips with their event, and where each way to explain them points.
+
+    Args:
+      of: the classifier and its clips.
+      transforms: by the name of the way to learn them; the paper's as published and
+        then as every other, by occlusion.
+      scheme: where regions lie.
+    """
+    ways = [(name, way) for name in transforms for way in variants.ways_of(name)]
+    places = {
+        f"{name}\n{', '.join(way)}": of.located(transforms[name], scheme, *way)
+        for name, way in ways
+    }
+    places["CAM\ncontrastive"] = scoring.whole(
+        of.classifier,
+        of.views(scheme, "map"),
+        explained.PLANTED,
+        scheme,
+        kind="contrastive",
+    )
+    # Evenly over the clips, not the best ones.
+    num = min(NUM_CLIPS, len(of.clips))
+    chosen = np.round(np.linspace(0, len(of.clips) - 1, num)).astype(int)
+    front_end = of.problem.front_end
+    figure = plot.figure((2.3 * len(places) + 0.8, 1.9 * num + 0.9))
+    panels = figure.subplots(num, len(places), squeeze=False, sharex=True, sharey=True)
+    for line, index in zip(panels, chosen, strict=True):
+        clip = of.clips[index]
+        pixels = explained.spectrogram_of(front_end, clip)
+        for axes, found in zip(line, places.values(), strict=True):
+            plot.spectrogram(axes, front_end, pixels)
+            _event(axes, of.boxes[index])
+            where = explanation.areas(of.grid, scheme, found[index], front_end)
+            plot.areas(axes, where)
+            hit = pointing.score(of.grid, scheme, found[[index]], of.boxes[[index]])
+            axes.set_title("hit" if hit.both[0] else "missed", fontsize=plot.CAPTION)
+    for axes, name in zip(panels[0], places, strict=True):
+        axes.set_title(f"{name}\n{axes.get_title()}", fontsize=plot.CAPTION)
+    plot.name_axes(panels, front_end)
+    return figure
+
+
+def _event(axes: Axes, box: np.ndarray) -> None:
+    """The event's outline, as far as it is inside."""
+    from matplotlib.patches import Rectangle
+
+    low, high, start, end = (float(edge) - 0.5 for edge in box)
+    axes.add_patch(
+        Rectangle(
+            (start, low),
+            end - start,
+            high - low,
+            fill=False,
+            edgecolor=EVENT,
+            linewidth=1.6,
+            linestyle=(0, (3, 1.5)),
+        )
+    )
+
+
+def consistency(parts: Sequence[Mapping[str, Any]]) -> Figure:
+    """How alike a channel's prototypes are: all channels, before and after each U.
+
+    Args:
+      parts: of each seed what `trust.consistent` found, in one order.
+    """
+    names = [row["method"] for row in parts[0]["consistent"]]
+    figure = plot.figure((12.0, 0.42 * len(names) + 1.4))
+    panels = figure.subplots(1, len(KINDS), sharey=True)
+    for axes, (kind, title) in zip(panels, KINDS.items(), strict=True):
+        for place in range(len(names)):
+            of_all = np.concatenate(
+                [np.asarray(part["consistent"][place][kind], float) for part in parts]
+            )
+            known = of_all[~np.isnan(of_all)]
+            if not known.size:
+                continue
+            colour = "0.45" if place == 0 else "C0"
+            if np.ptp(known) > 0:
+                drawn = axes.violinplot(
+                    known, [place], orientation="horizontal", widths=0.85,
+                    showextrema=False,
+                )  # fmt: skip
+                for body in drawn["bodies"]:
+                    body.set_facecolor(colour)
+                    body.set_alpha(0.45)
+            low, middle, high = np.percentile(known, [25, 50, 75])
+            axes.hlines(place, low, high, color=colour, linewidth=3)
+            axes.plot(middle, place, "o", color="white", mec=colour, ms=5)
+        if kind == "same_class":
+            chance = np.mean([part["consistent"][0]["chance"] for part in parts])
+            axes.axvline(float(chance), color="0.3", linestyle=":", linewidth=1)
+        axes.set_title(title, fontsize=plot.TITLE)
+        axes.set_xlim(-1.02 if kind != "same_class" else -0.02, 1.02)
+        axes.tick_params(labelsize=plot.CAPTION)
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.4, -0.6)
+    return figure

@@ -1,0 +1,287 @@
+"""Effects region by region in NumPy; and where the map answers away from the sound."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+import test_attribution
+import test_cache
+import test_masking
+
+from apex_jax import (
+    audio,
+    bank,
+    classifier,
+    disentangle,
+    explain,
+    gallery,
+    look,
+    masking,
+    occlusion,
+    schemes,
+)
+from apex_jax import features as features_lib
+
+FRONT_END, CHAN = test_cache.FRONT_END, test_cache.CHAN
+F, T, CELL = 3, 4, 8
+GRID = schemes.Grid.of((F, T), FRONT_END.shape, (CELL, CELL))
+mask_by_hand, attenuated = test_masking.mask_by_hand, test_masking.attenuated
+
+
+@pytest.fixture(scope="module")
+def network():
+    return test_cache.classifier_of()
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return test_cache.write_clips(tmp_path_factory.mktemp("wavs"))
+
+
+@jax.jit
+def pooled_of(model, spectrogram):
+    return model(spectrogram[None])[0][0].mean(axis=(0, 1))
+
+
+def effects_by_hand(network, spectrogram, scheme):
+    """`[F, T, chan]`, one region silenced at a time."""
+    whole = np.asarray(pooled_of(network, spectrogram))
+
+    def effect(part, row, column):
+        left = attenuated(spectrogram, mask_by_hand(part, row, column))
+        return whole - np.asarray(pooled_of(network, jnp.asarray(left, "f4")))
+
+    found = np.zeros((F, T, len(whole)))
+    for f, t in np.ndindex(F, T):
+        match scheme:
+            case "square":
+                found[f, t] = effect("square", f, t)
+            case "time":
+                found[f, t] = effect("time", schemes.ALL, t)
+            case "frequency":
+                found[f, t] = effect("frequency", f, schemes.ALL)
+            case _:
+                found[f, t] = effect("time", schemes.ALL, t)
+                found[f, t] += effect("frequency", f, schemes.ALL)
+    return found
+
+
+@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+def test_effects_by_hand(scheme, network, clips):
+    """Of several clips compiled; of one clip in chunks that do not come out even."""
+    spectrograms = np.stack([test_cache.map_of(network, c)[0] for c in clips[:2]])
+    pooled = jnp.stack([pooled_of(network, s) for s in spectrograms])
+    batch = jax.jit(occlusion.effects, static_argnames=("front_end", "grid", "scheme"))(
+        network,
+        front_end=FRONT_END,
+        spectrogram=jnp.asarray(spectrograms),
+        pooled=pooled,
+        grid=GRID,
+        scheme=scheme,
+    )
+    for n, spectrogram in enumerate(spectrograms):
+        wanted = effects_by_hand(network, spectrogram, scheme)
+        one = occlusion.effects_of_clip(
+            network,
+            FRONT_END,
+            spectrogram,
+            pooled[n],
+            grid=GRID,
+            scheme=scheme,
+            chunk_size=5,
+        )
+        for found in (one, jax.tree.map(lambda a, n=n: a[n], batch)):
+            np.testing.assert_allclose(found.cells, wanted, atol=2e-5)
+            np.testing.assert_allclose(found.rows, wanted.mean(axis=1), atol=2e-5)
+            np.testing.assert_allclose(found.columns, wanted.mean(axis=0), atol=2e-5)
+
+
+def displaced(params, spectrogram):
+    """Channel 0 is how loud a cell is, and says so one row and column further on."""
+    loud = spectrogram.reshape(-1, F, CELL, T, CELL).mean(axis=(2, 4)) + 2.0
+    loud = jnp.roll(loud, (1, 1), axis=(1, 2))
+    feature_map = jnp.stack([loud, jnp.full_like(loud, 0.01)], axis=-1)
+    return feature_map, feature_map.mean(axis=(1, 2)) @ params["weight"].T
+
+
+WEIGHT = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+DISPLACED = classifier.Classifier(
+    params={"weight": WEIGHT},
+    head=classifier.LinearHead(weight=WEIGHT, bias=jnp.zeros(2)),
+    forward_fn=displaced,
+    class_names=("loud", "quiet"),
+)
+
+
+@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+@pytest.mark.parametrize("place", [(2, 1), (0, 3)])
+def test_the_sound_is_found_where_the_map_answers_elsewhere(place, scheme):
+    (row, column), spectrogram = place, np.full(FRONT_END.shape, -2.0, np.float32)
+    spectrogram[CELL * row :, CELL * column :][:CELL, :CELL] = 2.0  # 80 dB above
+    explainer = test_attribution.explainer_of(scheme, DISPLACED)
+    seen = explainer.look(spectrogram)
+
+    def wanted(row, column):
+        return (
+            schemes.ALL if scheme == "time" else row,
+            schemes.ALL if scheme == "frequency" else column,
+        )
+
+    effects = explainer.occluded(seen).effects[scheme]
+    found = schemes.locate(scheme, effects, jnp.array([1.0, 0.0]))
+    assert tuple(found.tolist()) == wanted(row, column)
+    missed = schemes.locate(scheme, seen.views, jnp.array([1.0, 0.0]))
+    assert tuple(missed.tolist()) == wanted((row + 1) % F, (column + 1) % T)
+    for locate, where in (("occlusion", (row, column)), ("map", tuple(missed))):
+        hidden = masking.hide(
+            jax.random.key(0), explainer, seen, 0, scheme, locate=locate
+        )
+        np.testing.assert_allclose(
+            hidden.mask, mask_by_hand(scheme, *wanted(*map(int, where))), atol=1e-5
+        )
+
+
+@pytest.fixture(scope="module")
+def explainers(network, clips):
+    """Of each scheme one with banks of real clips, under an affine U."""
+    mesh, rng = test_cache.mesh_of(1), np.random.default_rng(4)
+    shown = [test_cache.map_of(network, clip) for clip in clips]
+    features = features_lib.from_maps(
+        np.stack([one[1] for one in shown]), np.stack([one[2] for one in shown])
+    ).to_mesh(mesh)
+    generator = jnp.asarray(rng.normal(0, 0.3, (CHAN, CHAN)), jnp.float32)
+    transform = dataclasses.replace(
+        disentangle.from_generator(generator),
+        centre=jnp.asarray(rng.normal(size=CHAN), jnp.float32),
+    )
+    made = {}
+    for scheme in schemes.SCHEMES:
+        banks = {
+            sign: bank.build(
+                transform,
+                features,
+                scheme=scheme,
+                num_prototypes=3,
+                sign=sign,
+                mesh=mesh,
+            )
+            for sign in ("positive", "negative")
+        }
+        made[scheme] = explain.Explainer(
+            classifier=network,
+            transform=transform,
+            clips=clips,
+            front_end=FRONT_END,
+            chunk_size=3,
+            **banks,
+        )
+    return made
+
+
+@pytest.mark.parametrize("evidence", ["plain", "contrastive"])
+@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+def test_an_explanation_by_hand(scheme, evidence, explainers, network, clips):
+    """Region and heat of the channels, in the clip and in the prototypes' own."""
+    explainer = explainers[scheme]
+    options = {"num_channels": 2, "num_prototypes": 3, "evidence": evidence}
+    seen = explainer.look(clips[1].path, offset_s=clips[1].offset_s)
+    found = explainer.explain(seen, locate="occlusion", **options)
+    by_map = explainer.explain(seen, **options)
+    assert (found.locate, by_map.locate) == ("occlusion", "map")
+    np.testing.assert_array_equal(found.contributions, by_map.contributions)
+    matrix = np.asarray(explainer.transform.matrix, np.float64)
+    weight = np.asarray(network.head.weight) @ np.linalg.inv(matrix)
+    if evidence == "contrastive":
+        weight = weight - (weight.sum(axis=0) - weight) / 2  # of three classes
+    for channel, other in zip(found.channels, by_map.channels, strict=True):
+        assert channel.index == other.index
+        shown = [(channel, clips[1]), *((p, p.clip) for p in channel.prototypes)]
+        for part, clip in shown:
+            spectrogram = test_cache.map_of(network, clip)[0]
+            effects = effects_by_hand(network, spectrogram, scheme)
+            along = effects @ matrix[channel.index]
+            row, column = along.mean(axis=1).argmax(), along.mean(axis=0).argmax()
+            if scheme == "square":
+                row, column = np.unravel_index(along.argmax(), (F, T))
+            row, column = int(row), int(column)
+            wanted = (
+                schemes.ALL if scheme == "time" else row,
+                schemes.ALL if scheme == "frequency" else column,
+            )
+            assert part.location == wanted
+            assert part.areas[0].box in GRID.boxes(scheme, wanted)
+            speaks = np.maximum(weight[found.target, channel.index] * along, 0)
+            heat = GRID.upsample(jnp.asarray(speaks / max(speaks.max(), 1e-30), "f4"))
+            np.testing.assert_allclose(part.heatmap, heat, atol=2e-3)
+        # Which clips, and how much they excite the channel, is as it was.
+        assert [p.clip for p in channel.prototypes] == [
+            p.clip for p in other.prototypes
+        ]
+
+
+def test_each_class_of_a_clip_from_one_set_of_passes(explainers, clips, monkeypatch):
+    explainer, calls = explainers["frequency"], []
+    of_clip = occlusion.effects_of_clip
+
+    def counted(*args, **options):
+        calls.append(options["scheme"])
+        return of_clip(*args, **options)
+
+    monkeypatch.setattr(occlusion, "effects_of_clip", counted)
+    seen = explainer.look(clips[2].path)
+    once = explainer.occluded(seen)
+    assert calls == ["frequency"]
+    assert explainer.occluded(once) is once
+    for target in range(3):
+        explainer.explain(once, target=target, locate="occlusion", num_prototypes=1)
+    # The prototypes' clips too are occluded once each.
+    assert len(calls) <= 1 + len(clips)
+
+
+def test_what_cannot_be_silenced_is_refused(explainers, clips):
+    explainer = explainers["frequency"]
+    with pytest.raises((ValueError, jaxtyping.TypeCheckError), match="locate"):
+        explainer(clips[0].path, locate="gradient")
+    feature_map = np.ones((F, T, CHAN), np.float32)
+    with pytest.raises(ValueError, match="known by its feature map alone"):
+        explainer.from_map(feature_map, locate="occlusion")
+    seen = explainer.look(clips[0].path)
+    stacked = jax.tree.map(lambda a: np.stack([a] * len(clips)), seen.views)
+    kept = gallery.Kept(views=stacked)
+    elsewhere = dataclasses.replace(explainer, kept=kept)
+    with pytest.raises(ValueError, match="the training clips' maps were kept"):
+        elsewhere.prototypes([0], 0, explainer.positive, 1, locate="occlusion")
+
+
+@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+def test_a_study_hides_what_an_explanation_shows(scheme, explainers, network, clips):
+    options = {"evidence": "contrastive", "locate": "occlusion"}
+    found = test_masking.study(
+        network,
+        explainers[scheme].transform,
+        clips[:5],
+        scheme=scheme,
+        draws=1,
+        **options,
+    )
+    for n, clip in enumerate(clips[:5]):
+        seen = explainers[scheme].look(clip.path, offset_s=clip.offset_s)
+        shown = explainers[scheme].explain(
+            seen, num_channels=1, num_prototypes=1, **options
+        )
+        assert tuple(found.location[n].tolist()) == shown.channels[0].location
+        row, column = shown.channels[0].location
+        left = attenuated(seen.spectrogram, mask_by_hand(scheme, row, column))
+        _, logits = look.run(network, [left], 1)
+        np.testing.assert_allclose(found.apex[n], logits[0], rtol=1e-3, atol=1e-3)
+
+
+def test_silence_is_what_the_front_end_says():
+    spectrogram = np.full((1, *FRONT_END.shape), 1.0, np.float32)
+    left = occlusion.attenuate(
+        FRONT_END, jnp.asarray(spectrogram), jnp.ones_like(spectrogram)
+    )
+    np.testing.assert_allclose(left, audio.silence_level(FRONT_END, spectrogram)[0])
