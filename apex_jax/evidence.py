@@ -71,6 +71,14 @@ def head_of(
     return head if kind == "plain" else contrastive(head, activation)
 
 
+def best(
+    head: classifier_lib.LinearHead, activation: classifier_lib.Activation
+) -> settings.Evidence:
+    """Contrastive where classes exclude each other, else plain."""
+    several = len(head.bias) > 1
+    return "contrastive" if activation == "softmax" and several else "plain"
+
+
 def concentration(
     contributions: Float[Array, " chan"],
 ) -> Float[Array, ""]:

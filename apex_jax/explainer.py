@@ -80,8 +80,8 @@ class Options(TypedDict, total=False):
     num_channels: int | None
     num_prototypes: int | None
     num_negatives: int
-    evidence: settings.Evidence
-    locate: settings.Location
+    evidence: settings.Evidence | None
+    locate: settings.Location | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,6 +160,14 @@ class Explainer:
     def contrastive_head(self) -> classifier_lib.LinearHead:
         """Of the same decisions, each class against the others; of a softmax only."""
         return evidence_lib.contrastive(self.head, self.classifier.activation)
+
+    @property
+    def evidence(self) -> settings.Evidence:
+        """What contributions count towards where nothing else is asked for.
+
+        Contrastive under a softmax: what all classes share decides nothing.
+        """
+        return evidence_lib.best(self.head, self.classifier.activation)
 
     def _counting(self, kind: settings.Evidence) -> classifier_lib.LinearHead:
         """The head whose contributions count."""
@@ -395,7 +403,7 @@ class Explainer:
         """
         if self.scheme in seen.effects:
             return seen
-        if seen.spectrogram is None or self.kept is not None:
+        if not self._can_occlude(seen):
             raise ValueError(
                 "locate='occlusion' takes a network that can be run here and a clip "
                 "with its spectrogram; this one is known by its feature map alone, "
@@ -412,6 +420,11 @@ class Explainer:
         )
         return dataclasses.replace(seen, effects={**seen.effects, self.scheme: effects})
 
+    def _can_occlude(self, seen: look.Look) -> bool:
+        """Whether a clip is known by its sound, and the network can be run."""
+        sounds = self.front_end is not None and self.kept is None
+        return sounds and seen.spectrogram is not None
+
     def explain(
         self,
         seen: look.Look,
@@ -420,8 +433,8 @@ class Explainer:
         num_channels: int | None = None,
         num_prototypes: int | None = None,
         num_negatives: int | None = 0,
-        evidence: settings.Evidence = "plain",
-        locate: settings.Location = "map",
+        evidence: settings.Evidence | None = None,
+        locate: settings.Location | None = None,
     ) -> explanation.Explanation:
         """Explains one class of a clip that the network has looked at.
 
@@ -433,11 +446,11 @@ class Explainer:
           num_negatives: and of those that excite it least.
           evidence: "plain" for what channels add to the class's logit, as in the
             paper; "contrastive" for what they add to its lead over the other classes
-            of a softmax, which alone decides.
+            of a softmax, which alone decides; None for that where there is a softmax.
           locate: "map" for regions and heat where a channel's feature map is large, as
             in the paper; "occlusion" for where the sound, silenced, takes most from
             the channel, in the clip and in its prototypes: a pass through the network
-            for each region (`occlusion`).
+            for each region (`occlusion`); None for that where the network can be run.
 
         Raises:
           AudioError: a prototype's file cannot be used any more.
@@ -445,6 +458,10 @@ class Explainer:
           ValueError: no such class, evidence or way to locate; a number out of range;
             occlusion of a clip or by a network that only feature maps are known of.
         """
+        if evidence is None:
+            evidence = self.evidence
+        if locate is None:
+            locate = "occlusion" if self._can_occlude(seen) else "map"
         if locate not in get_args(settings.Location):
             raise ValueError(
                 f"locate must be one of {', '.join(get_args(settings.Location))}; got "
@@ -586,7 +603,7 @@ class Explainer:
         **options: Unpack[Options],
     ) -> tuple[explanation.Explanation, ...]:
         """A clip's classes one by one; what they share is done once."""
-        if options.get("locate") == "occlusion":
+        if options.get("locate") != "map" and self._can_occlude(seen):
             seen = self.occluded(seen)
         return tuple(self.explain(seen, target=one, **options) for one in targets)
 

@@ -38,7 +38,6 @@ from apex_jax import (
 from apex_jax import classifier as classifier_lib
 from apex_jax import features as features_lib
 from apex_jax import mesh as mesh_lib
-from apex_jax import settings as settings_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,8 +114,7 @@ def explainer(
     as_they_are = config.precondition == "none"
     head = None
     if config.concentration > 0:
-        competing = classifier.activation == "softmax" and len(classifier.head.bias) > 1
-        kind: settings_lib.Evidence = "contrastive" if competing else "plain"
+        kind = evidence.best(classifier.head, classifier.activation)
         head = base.compensate(
             evidence.head_of(classifier.head, classifier.activation, kind)
         )

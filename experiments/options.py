@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from apex_jax import settings
+
+if TYPE_CHECKING:
+    from apex_jax import explainer as explainer_lib
 
 Scheme = Literal["square", "time", "frequency", "time_frequency", "time-frequency"]
 
@@ -68,6 +71,11 @@ class Common:
             "evidence": self.evidence,
             "locate": self.locate,
         }
+
+    @property
+    def shown(self) -> explainer_lib.Options:
+        """What an explanation is asked, for figures."""
+        return {"evidence": self.evidence, "locate": self.locate}
 
     def check(self) -> None:
         """Raises ValueError for what cannot work before any work is done."""

@@ -28,6 +28,7 @@ from apex_jax import features as features_lib
 FRONT_END, CHAN = test_cache.FRONT_END, test_cache.CHAN
 F, T, CELL = 3, 4, 8
 NUM_PROTOTYPES = 4
+PAPER = {"evidence": "plain", "locate": "map"}  # the rest is as in the paper anyway
 
 
 def transform_of(rng):
@@ -228,7 +229,7 @@ def test_an_explanation_by_hand(scheme, explainers, seen):
     """Every number of it; the prototypes' too, each from its own clip."""
     explainer, (_, clips, shown) = explainers[scheme], seen
     clip, (spectrogram, feature_map, logits) = clips[5], shown[5]
-    found = explainer(clip.path, offset_s=clip.offset_s, num_channels=5)
+    found = explainer(clip.path, offset_s=clip.offset_s, num_channels=5, **PAPER)
     assert found.source == str(clip.path)
     assert found.scheme == scheme
     assert found.class_names == test_cache.NAMES
@@ -279,7 +280,7 @@ def test_contrastive_evidence_by_hand(explainers, seen):
     explainer = explainers["time"]
     _, feature_map, logits = shown[0]
     target = int(np.argmax(logits))
-    found = explainer(clips[0].path, evidence="contrastive", num_channels=3)
+    found = explainer(clips[0].path, num_channels=3, locate="map")
     _, weights, bias, _ = by_hand(explainer)
     others = [c for c in range(len(weights)) if c != target]
     row = weights[target] - weights[others].mean(axis=0)
@@ -288,7 +289,7 @@ def test_contrastive_evidence_by_hand(explainers, seen):
     np.testing.assert_allclose(found.contributions, share, atol=1e-3)
     order = np.argsort(-share, kind="stable")[:3]
     assert [c.index for c in found.channels] == order.tolist()
-    plain = explainer(clips[0].path, num_channels=3)
+    plain = explainer(clips[0].path, num_channels=3, **PAPER)
     assert (found.evidence, plain.evidence) == ("contrastive", "plain")
     assert not np.allclose(found.contributions, plain.contributions, atol=1e-2)
     k = found.channels[0].index
@@ -303,7 +304,7 @@ def test_region_is_the_banks_location(explainers):
     for explainer in explainers.values():
         grid = explainer.grid(explainer.map_shape, FRONT_END.shape)
         assert grid == schemes.Grid.of((F, T), (24, 32), (CELL, CELL))
-        found = explainer(explainer.clips[0].path, num_channels=2)
+        found = explainer(explainer.clips[0].path, num_channels=2, locate="map")
         for channel in found.channels:
             for rank, prototype in enumerate(channel.prototypes):
                 at = channel.index, rank
@@ -625,7 +626,7 @@ def test_no_evidence_at_all(explainer):
     pooled = jnp.asarray(seen.views.rows.mean(axis=0))
     seen = dataclasses.replace(seen, logits=np.asarray(classifier.head(pooled)))
     silent = dataclasses.replace(explainer, classifier=classifier)
-    found = silent.explain(seen, target=0)
+    found = silent.explain(seen, target=0, evidence="plain")
     assert found.evidence_share == 0
     assert all(c.contribution <= 0 for c in found.channels)
 

@@ -59,7 +59,9 @@ def fitted(key, maps, logits, head, scheme="time", **options):
 def test_an_explanation_of_a_map_by_hand(scheme, key, maps, logits, head):
     made = fitted(key, maps, logits, head, scheme, class_names=NAMES)
     explainer = made.explainer
-    found = explainer.from_map(maps[4], logits=logits[4], num_channels=3)
+    found = explainer.from_map(
+        maps[4], logits=logits[4], num_channels=3, evidence="plain"
+    )
     assert found.class_names == NAMES
     assert found.predicted == found.target == np.argmax(logits[4])
     np.testing.assert_allclose(found.logits, logits[4], rtol=1e-6)
@@ -119,7 +121,8 @@ def test_averages_serve_the_marginal_schemes(scheme, key, maps, logits, head):
         averages.transform.matrix, whole.transform.matrix, atol=1e-4
     )
     one = schemes.Views(rows=views.rows[2], columns=views.columns[2])
-    found, wanted = averages.from_map(one), whole.from_map(maps[2])
+    found = averages.from_map(one, evidence="plain")
+    wanted = whole.from_map(maps[2], evidence="plain")
     for mine, theirs in zip(found.channels, wanted.channels, strict=True):
         assert mine.index == theirs.index
         assert mine.areas == theirs.areas

@@ -189,7 +189,7 @@ def test_an_explanation_by_hand(scheme, evidence, explainers, network, clips):
     options = {"num_channels": 2, "num_prototypes": 3, "evidence": evidence}
     seen = explainer.look(clips[1].path, offset_s=clips[1].offset_s)
     found = explainer.explain(seen, locate="occlusion", **options)
-    by_map = explainer.explain(seen, **options)
+    by_map = explainer.explain(seen, locate="map", **options)
     assert (found.locate, by_map.locate) == ("occlusion", "map")
     np.testing.assert_array_equal(found.contributions, by_map.contributions)
     matrix = np.asarray(explainer.transform.matrix, np.float64)
@@ -220,6 +220,18 @@ def test_an_explanation_by_hand(scheme, evidence, explainers, network, clips):
         assert [p.clip for p in channel.prototypes] == [
             p.clip for p in other.prototypes
         ]
+
+
+def test_what_is_done_where_nothing_is_asked(explainers, clips):
+    """Contrastive and by occlusion where that can be, and as published where not."""
+    explainer = explainers["time"]
+    found = explainer(clips[0].path, num_prototypes=1)
+    assert (found.evidence, found.locate) == ("contrastive", "occlusion")
+    found = explainer.from_map(np.ones((F, T, CHAN), np.float32), num_prototypes=1)
+    assert (found.evidence, found.locate) == ("contrastive", "map")
+    alone = dataclasses.replace(explainer.classifier, activation="sigmoid")
+    found = dataclasses.replace(explainer, classifier=alone)(clips[0].path)
+    assert (found.evidence, found.locate) == ("plain", "occlusion")
 
 
 def test_each_class_of_a_clip_from_one_set_of_passes(explainers, clips, monkeypatch):

@@ -53,6 +53,8 @@ def main(config: options.Evaluate) -> dict[str, Any]:
     with stages("data"):
         explainer = runs.load([config.run])[config.run]
         classifier, front_end = explainer.classifier, runs.front_end_of(explainer)
+        evidence = config.evidence or explainer.evidence
+        locate = config.locate or "occlusion"
         tested = _clips(config, classifier, front_end, skip_log)
     with stages("classify"):
         read, pooled, logits = runs.predictions(
@@ -76,8 +78,8 @@ def main(config: options.Evaluate) -> dict[str, Any]:
             scheme=explainer.scheme,
             draws=config.draws,
             exclude_own=config.exclude_own,
-            evidence=config.evidence,
-            locate=config.locate,
+            evidence=evidence,
+            locate=locate,
             on_progress=on_progress,
             **options,
         )
@@ -101,8 +103,8 @@ def main(config: options.Evaluate) -> dict[str, Any]:
             "random": {
                 "draws": config.draws,
                 "exclude_own": config.exclude_own,
-                "evidence": config.evidence,
-                "locate": config.locate,
+                "evidence": evidence,
+                "locate": locate,
                 **{
                     name: {
                         key: float(statistic([draw[key] for draw in random]))

@@ -21,6 +21,20 @@ Kind = Literal[
 ]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Class = Annotated[str | None, tyro.conf.arg(metavar="CLASS", help_behavior_hint="")]
+Evidence = Annotated[
+    settings.Evidence | None,
+    tyro.conf.arg(
+        metavar="{plain,contrastive}",
+        help_behavior_hint="(default: contrastive, of several classes a clip plain)",
+    ),
+]
+Location = Annotated[
+    settings.Location | None,
+    tyro.conf.arg(
+        metavar="{map,occlusion}",
+        help_behavior_hint="(default: occlusion if the network can be run)",
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,10 +131,11 @@ class Explain:
       num_channels: top channels of each clip.
       num_prototypes: training clips beside each channel.
       num_negatives: and of those that excite it least.
-      evidence: what channels add to the class's logit, or, under softmax, to its lead
-        over the other classes.
-      locate: what finds regions, the feature map or silencing each region of the sound
-        in turn, which costs a pass through the network a region.
+      evidence: what channels add to the class's logit, the paper's, or, under softmax,
+        to its lead over the other classes.
+      locate: what finds regions, the feature map, the paper's, or silencing each region
+        of the sound in turn: a pass through the network for each region of the clip and
+        of each prototype.
       start_s: where in the recording to begin, in seconds.
       end_s: where to end; a window is as long as the classifier's clips, and may reach
         beyond.
@@ -158,8 +173,8 @@ class Explain:
         int | None, tyro.conf.arg(help_behavior_hint="(default: 5)")
     ] = None
     num_negatives: int = 0
-    evidence: settings.Evidence = "plain"
-    locate: settings.Location = "map"
+    evidence: Evidence = None
+    locate: Location = None
     start_s: float = 0.0
     end_s: Annotated[
         float | None,
@@ -207,8 +222,8 @@ class Evaluate:
     split: Literal["train", "validation", "test", "all"] = "test"
     draws: int = 10
     exclude_own: Flag = False
-    evidence: settings.Evidence = "plain"
-    locate: settings.Location = "map"
+    evidence: Evidence = None
+    locate: Location = None
     batch_size: int = 32
     seed: int = 0
     out: Annotated[
@@ -241,8 +256,8 @@ class Figure:
       offset_s: where in the file the clip starts, in seconds.
       target: the class to explain; by default the predicted one, for twin the
         vocoded.
-      evidence: what channels contribute to, as in explain.
-      locate: what finds regions, as in explain.
+      evidence: what channels contribute to, as in explain; by default as in the paper.
+      locate: what finds regions, as in explain; by default as in the paper.
       num_channels: channels shown, or prototypes of the class (prototypes).
       num_prototypes: prototypes shown of each.
       seed: of LIME's samples and of the random regions.

@@ -157,7 +157,7 @@ def _fold(
         if scheme == config.scheme:
             tested = tested.with_apex(transform)
             with stages("figures"):
-                _draw(folder, learned.explainer, tested.clips, config.examples)
+                _draw(config, folder, learned.explainer, tested.clips)
     target = objective.targets(tested.clips, len(names)).astype(bool)
     if hosts.is_primary():
         skip_log.write_csv(folder / "skipped.csv")
@@ -222,17 +222,20 @@ def _keep(file: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _draw(
-    folder: Path, explainer: explain.Explainer, clips: Sequence[data.Clip], num: int
+    config: options.Config,
+    folder: Path,
+    explainer: explain.Explainer,
+    clips: Sequence[data.Clip],
 ) -> None:
-    """Explanations of the first test clip of each of `num` classes."""
+    """Explanations of the first test clip of some classes."""
     if not hosts.is_primary():
         return
     first: dict[int, data.Clip] = {}
     for clip in clips:
         first.setdefault(clip.labels[0], clip)
     (folder / "explanations").mkdir(exist_ok=True)
-    for clip in list(first.values())[:num]:
-        figure = figures.explained(explainer(clip.path))
+    for clip in list(first.values())[: config.examples]:
+        figure = figures.explained(explainer(clip.path, **config.shown))
         name = f"{Path(clip.path).parent.name}-{Path(clip.path).stem}.png"
         figures.save(figure, folder / "explanations" / name, dpi=100)
 

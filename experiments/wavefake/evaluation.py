@@ -19,6 +19,7 @@ from apex_jax import (
     progress,
     significance,
 )
+from apex_jax import explainer as explainer_lib
 from experiments.wavefake import corpus as wavefake_corpus
 
 FAKE = wavefake_corpus.CLASS_NAMES.index("fake")
@@ -117,6 +118,7 @@ def draw_examples(
     *,
     num: int,
     train_on: str,
+    shown: explainer_lib.Options,
 ) -> None:
     """Explanation figures of the first test clips: real, `train_on`'s, the others'."""
     directory.mkdir(exist_ok=True)
@@ -131,7 +133,7 @@ def draw_examples(
     with progress.bar("figures", len(drawn), "figure") as on_progress:
         for name in drawn:
             clip = first[name]
-            result = explainer(clip.path, offset_s=clip.offset_s)
+            result = explainer(clip.path, offset_s=clip.offset_s, **shown)
             figure = figures.explained(result)
             figures.save(figure, directory / f"{clip.group}_{name}.png", dpi=100)
             on_progress(1)

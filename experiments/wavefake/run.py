@@ -145,6 +145,7 @@ def main(
                 corpus,
                 num=config.examples,
                 train_on=vocoder,
+                shown=config.shown,
             )
             skip_log.write_csv(output / "skipped.csv")
     results = {
