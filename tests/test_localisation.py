@@ -240,6 +240,37 @@ def test_the_interval_of_a_known_mean(rng):
     assert (low, high) == (0, 1)
 
 
+def test_all_events_at_a_glance():
+    """Only the scheme that fits, the axis that the event has, and blanks for no row."""
+
+    def row(method, scheme, hit, **way):
+        scores = {"frequency": hit, "both": [0.9, 0.9, 0.9]}
+        scores |= {"share": [0.25] * 3} if way else {}
+        return {"method": method, "scheme": scheme, "scores": scores, **way}
+
+    way = {"evidence": "plain", "locate": "map"}
+    shown = tables._at_a_glance(
+        {
+            "band": {
+                "fits": ("frequency", "frequency"),
+                "rows": [
+                    row("CAM", "frequency", [0.5, 0.4, 0.6]),
+                    row("paper", "frequency", [0.1, 0.0, 0.2], **way),
+                    row("paper", "square", [1, 1, 1], **way),
+                ],
+            },
+            "burst": {
+                "fits": ("square", "both"),
+                "rows": [row("paper", "square", [0, 0, 0], **way)],
+            },
+        }
+    )
+    assert "| CAM | 0.50 [0.40, 0.60] |  |" in shown[1]
+    assert "| paper, plain, map | 0.10 [0.00, 0.20] | 0.90 [0.90, 0.90] |" in shown[1]
+    assert "| paper, plain | 0.25 | 0.25 |" in shown[3]
+    assert shown[1].startswith("| method | band, frequency | burst, square |")
+
+
 @pytest.mark.slow
 def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
     """With a network that was not trained, and says planted of every clip."""

@@ -188,8 +188,8 @@ def _cell(found: Interval | None) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Tables of each event, those of the scheme that fits it in full."""
-    parts = []
+    """All events at a glance, then each, the scheme that fits it in full."""
+    parts = _at_a_glance(results["events"])
     for event, found in results["events"].items():
         scheme, axis = found["fits"]
         accuracy = ", ".join(f"{a:.3f}" for a in found["accuracy"])
@@ -209,6 +209,37 @@ def markdown(results: dict[str, Any]) -> str:
             *_stays(found["stable"]),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _at_a_glance(events: dict[str, Any]) -> list[str]:
+    """Hits of the top channel and its share of the evidence, a column an event."""
+    hits: dict[str, dict[str, str]] = {}
+    shares: dict[str, dict[str, str]] = {}
+    for event, found in events.items():
+        scheme, axis = found["fits"]
+        for row in found["rows"]:
+            if row["scheme"] == scheme:
+                scores = row["scores"]
+                hits.setdefault(_name(row), {})[event] = _cell(scores[axis])
+                if "share" in scores and row.get("locate") == "map":
+                    name = f"{row['method']}, {row['evidence']}"
+                    shares.setdefault(name, {})[event] = f"{scores['share'][0]:.2f}"
+    head = "".join(
+        f" | {event}, {_words(found['fits'][0])}" for event, found in events.items()
+    )
+
+    def lines(cells: dict[str, dict[str, str]]) -> list[list[str]]:
+        return [
+            [name, *(row.get(e, "") for e in events)] for name, row in cells.items()
+        ]
+
+    return [
+        "Hits of the top channel under the scheme that fits the event, means over "
+        "seeds and 95 % bootstrap intervals over seeds and clips:",
+        _table("method" + head, lines(hits)),
+        "The top channel's share of the positive evidence:",
+        _table("U, evidence" + head, lines(shares)),
+    ]
 
 
 def _table(header: str, rows: Sequence[Sequence[str]]) -> str:
