@@ -406,6 +406,10 @@ def test_explain(root, fitted, capsys):
     assert saved[0].source == str(clips[0])
     assert len(saved[0].channels) == 2
     assert len(saved[0].channels[0].negatives) == 1
+    assert {(one.evidence, one.locate) for one in saved} == {
+        ("contrastive", "occlusion")
+    }
+    assert "silenced, takes most from the channel" in text
     index = json.loads((kept / "index.json").read_text())
     assert [one["folder"] for one in index] == [f"{n:04d}" for n in range(24)]
     for one, entry in zip(saved, index, strict=True):
@@ -428,7 +432,8 @@ def test_explain(root, fitted, capsys):
 def test_a_long_recording_is_explained_window_by_window(root, fitted, capsys):
     page = root / "long.html"
     asked = ("explain", root / "long.wav", "--run", fitted, "--out", page,
-             "--num-channels", "1", "--num-prototypes", "1", "--no-sounds")  # fmt: skip
+             "--num-channels", "1", "--num-prototypes", "1", "--no-sounds",
+             "--locate", "map", "--evidence", "plain")  # fmt: skip
     run(*asked)
     lines = capsys.readouterr().out.splitlines()
     found = [line.split() for line in lines if " s  " in line and "channel" not in line]
@@ -635,6 +640,8 @@ def test_evaluate(root, fitted, capsys):
     for part in (results["masking"]["apex"], results["masking"]["random"]["mean"]):
         assert all(0 <= value <= 1 for value in part.values())
     assert results["invariance"]["changed_predictions"] == 0
+    random = results["masking"]["random"]
+    assert (random["evidence"], random["locate"]) == ("contrastive", "occlusion")
     assert "accuracy" in out
     assert "macro AUROC" in out
 
@@ -645,11 +652,14 @@ def test_evaluate_on_other_data(root, fitted, capsys):
         shutil.copytree(root / "sounds" / name, other / name)
     asked = ("evaluate", "--run", fitted, "--data", other, "--draws", "1",
              "--batch-size", "8", "--out", root / "evaluation.json")  # fmt: skip
-    run(*asked, "--split", "all", "--exclude-own")
+    run(*asked, "--split", "all", "--exclude-own", "--locate", "map",
+        "--evidence", "plain")  # fmt: skip
     assert "1 files, listed in" in capsys.readouterr().out
     assert "broken.wav" in (root / "evaluation-skipped.csv").read_text()
     results = json.loads((root / "evaluation.json").read_text())
-    assert results["masking"]["random"]["exclude_own"] is True
+    random = results["masking"]["random"]
+    assert random["exclude_own"] is True
+    assert (random["evidence"], random["locate"]) == ("plain", "map")
     assert results["clips"] == 20
     manifest = root / "sounds" / "train.csv"
     manifest.write_text("path,label,split\nhigh/high0.wav,high,train\n")
