@@ -62,14 +62,14 @@ def _channels(
     *,
     scheme: schemes.Scheme,
     grid: schemes.Grid,
-) -> tuple[Int[Array, "top 2"], Float[Array, "top rows frames"]]:
-    """Location and heatmap of several channels of one clip."""
+) -> tuple[Int[Array, "top 2"], Float[Array, "top rows frames"], Float[Array, " top"]]:
+    """Location and heatmap of several channels of one clip, and the largest value."""
 
     def one(channel):
         location = schemes.locate(scheme, views, transform.matrix[channel])
-        return location, evidence_lib.heatmap(
-            head, transform, views, channel, target, grid=grid
-        )
+        heat = evidence_lib.heatmap(head, transform, views, channel, target, grid=grid)
+        largest = jnp.max(evidence_lib.channel_map(transform, views, channel))
+        return location, heat, largest
 
     return jax.vmap(one)(channels)
 
@@ -405,9 +405,9 @@ class Explainer:
             return seen
         if not self._can_occlude(seen):
             raise ValueError(
-                "locate='occlusion' takes a network that can be run here and a clip "
-                "with its spectrogram; this one is known by its feature map alone, "
-                "which locate='map' looks at"
+                "locate='occlusion' takes a network that can be run here, and was run "
+                "on the clip; this one is known by its feature map, which locate='map' "
+                "looks at"
             )
         effects = occlusion.effects_of_clip(
             self.classifier,
@@ -421,9 +421,9 @@ class Explainer:
         return dataclasses.replace(seen, effects={**seen.effects, self.scheme: effects})
 
     def _can_occlude(self, seen: look.Look) -> bool:
-        """Whether a clip is known by its sound, and the network can be run."""
-        sounds = self.front_end is not None and self.kept is None
-        return sounds and seen.spectrogram is not None
+        """Whether the network, which can be run, was run on a clip."""
+        runs = self.front_end is not None and self.kept is None
+        return runs and seen.spectrogram is not None and not seen.given
 
     def explain(
         self,
@@ -495,7 +495,7 @@ class Explainer:
         if locate == "occlusion":
             views = self.occluded(seen).effects[self.scheme]
             transform, heated = occlusion.of_differences(transform, heated)
-        location, heat = (
+        location, heat, most_there = (
             np.asarray(a)
             for a in _channels(
                 transform,
@@ -519,7 +519,10 @@ class Explainer:
                 index=int(k),
                 contribution=float(share[k]),
                 location=(int(location[i, 0]), int(location[i, 1])),
-                areas=self.areas(grid, location[i]),
+                # Where no silence takes anything from it, it lies nowhere.
+                areas=()
+                if locate == "occlusion" and most_there[i] <= 0
+                else self.areas(grid, location[i]),
                 heatmap=heat[i],
                 prototypes=shown[0][i],
                 negatives=shown[1][i],

@@ -198,6 +198,17 @@ class Explanation:
         """The classes that the classifier finds, see `classifier.found`."""
         return classifier_lib.found(self.logits, self.activation)
 
+    @property
+    def score(self) -> float:
+        """What contributions count towards: the class's logit, or its lead.
+
+        The lead is over the mean of the other classes' logits.
+        """
+        logits = np.asarray(self.logits, float)
+        if self.evidence == "plain":
+            return float(logits[self.target])
+        return float(logits[self.target] - np.delete(logits, self.target).mean())
+
     def _repr_html_(self) -> str:
         """What a notebook shows of it: the report, with players."""
         # The one import against the flow: a notebook asks the value itself.

@@ -149,10 +149,32 @@ def region_heat(
     return _nearest(heat, grid)
 
 
-def random_heat(key: jax.Array, grid: schemes.Grid) -> Float[np.ndarray, "freq time"]:
-    """Cells in random order: what an explanation has to beat, `[F_in, T_in]`."""
-    order = jax.random.permutation(key, np.prod(grid.map_shape).item())
-    return _nearest(np.asarray(order, float).reshape(grid.map_shape) + 1, grid)
+def random_heat(
+    key: jax.Array, grid: schemes.Grid, scheme: schemes.Scheme = "square"
+) -> Float[np.ndarray, "freq time"]:
+    """Regions in random order: what an explanation has to beat, `[F_in, T_in]`.
+
+    Args:
+      key: of the order.
+      grid: how maps lie on spectrograms.
+      scheme: whose regions, cells by default; of time-frequency rows and columns, each
+        in an order of its own, and a pixel has the higher rank of its two.
+    """
+
+    def order(key: jax.Array, shape: tuple[int, int]) -> np.ndarray:
+        count = shape[0] * shape[1]
+        rank = np.asarray(jax.random.permutation(key, count), float) + 1
+        return (rank / count).reshape(shape)
+
+    if scheme == "time_frequency":
+        of_rows, of_columns = jax.random.split(key)
+        heat = np.maximum(
+            order(of_rows, grid.regions("frequency")),
+            order(of_columns, grid.regions("time")),
+        )
+    else:
+        heat = order(key, grid.regions(scheme))
+    return _nearest(np.broadcast_to(heat, grid.map_shape), grid)
 
 
 def _nearest(

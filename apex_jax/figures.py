@@ -94,6 +94,7 @@ def _summary(part: SubFigure, result: explanation.Explanation) -> None:
     right.axvline(0, color="0.3", linewidth=0.8)
     right.tick_params(labelsize=plot.CAPTION)
     unit = "probability" if result.method == "lime" else "logit"
+    unit = "lead" if result.evidence == "contrastive" else unit
     right.set_xlabel(
         f"contribution to the {unit} of {plot.shortened(result.class_name, 24)}",
         fontsize=plot.CAPTION,

@@ -33,6 +33,7 @@ from apex_jax import (
 from apex_jax import classifier as classifier_lib
 
 RECENT_CLIPS = 64
+RECENT_EFFECTS = 256  # small, and each took a pass a region
 
 # Views of a clip's map, or of its regions' effects; the spectrogram to draw them on.
 Seen = tuple[schemes.Views, np.ndarray | None]
@@ -156,7 +157,7 @@ class Gallery:
                 )
             self._effects.move_to_end(key)
             found.append((self._effects[key], spectrogram))
-            while len(self._effects) > RECENT_CLIPS:
+            while len(self._effects) > RECENT_EFFECTS:
                 self._effects.popitem(last=False)
         return found
 
@@ -182,13 +183,16 @@ def _placed(
     *,
     grid: schemes.Grid,
     scheme: schemes.Scheme,
-) -> tuple[Int[Array, "clip 2"], Float[Array, "clip rows frames"]]:
-    """Location and heatmap of one channel of each of several clips."""
+) -> tuple[
+    Int[Array, "clip 2"], Float[Array, "clip rows frames"], Float[Array, " clip"]
+]:
+    """Location, heatmap and largest value of one channel of each of several clips."""
 
     def one(views, channel):
         return (
             schemes.locate(scheme, views, transform.matrix[channel]),
             evidence.heatmap(head, transform, views, channel, target, grid=grid),
+            jnp.max(evidence.channel_map(transform, views, channel)),
         )
 
     return jax.vmap(one)(views, channels)
@@ -250,7 +254,7 @@ def prototypes(
             seen = source.effects(wanted, grid, prototypes.scheme)
         # Filled up with the first, so that every batch has one shape.
         order = [*range(len(chunk)), *[0] * (chunk_size - len(chunk))]
-        places, heat = _placed(
+        places, heat, most_there = _placed(
             transform,
             head,
             jax.tree.map(lambda *a: np.stack(a), *(seen[i][0] for i in order)),
@@ -269,7 +273,9 @@ def prototypes(
                     activation=float(activation[pair]),
                     purity=float(purity[pair]),
                     location=(row, column),
-                    areas=explanation.areas(grid, prototypes.scheme, place, front_end),
+                    areas=()
+                    if not by_map and most_there[i] <= 0
+                    else explanation.areas(grid, prototypes.scheme, place, front_end),
                     spectrogram=seen[i][1],
                     heatmap=np.asarray(heat[i]),
                 )

@@ -43,6 +43,8 @@ class Look:
       logits: the network's own, `[classes]`.
       effects: by scheme, what each region adds to the pooled vector, where that was
         asked for; see `occlusion.effects`.
+      given: whether the map was given and not computed here, so that what the network
+        would make of other sounds is not known.
     """
 
     source: str
@@ -56,6 +58,7 @@ class Look:
     effects: Mapping[schemes.Scheme, schemes.Views] = dataclasses.field(
         default_factory=dict
     )
+    given: bool = False
 
 
 def looks(
@@ -199,6 +202,7 @@ def of_map(
         spectrogram=spectrogram,
         views=jax.tree.map(_constant, views),
         logits=_constant(logits),
+        given=True,
     )
 
 

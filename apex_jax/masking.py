@@ -324,7 +324,7 @@ def hide(
     direction = transform.matrix[jnp.argmax(share)]
     views = seen.views
     if locate == "occlusion":
-        views = occlusion.effects_of_clip(
+        views = seen.effects.get(scheme) or occlusion.effects_of_clip(
             explainer.classifier,
             front_end,
             seen.spectrogram,

@@ -18,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from apex_jax import audio, disentangle, schemes
+from apex_jax import audio, disentangle, look, schemes
 from apex_jax import classifier as classifier_lib
 
 BLUR = 0.25  # sigma of a mask's soft edge, in cells
+# An effect smaller than this share of the pooled vector is rounding, and none.
+NOTHING = 1e-5
 
 
 def attenuate(
@@ -69,17 +71,19 @@ def effects(
       scheme: decides the regions.
 
     Returns:
-      `pooled` less the pooled vector without the region, as views with cells in the
-      map's shape: constant along an axis that the scheme leaves open, of time-frequency
-      the effect of the row plus that of the column.
+      `pooled` less the pooled vector without the region, zeros where that is within
+      rounding, as views with cells in the map's shape: constant along an axis that the
+      scheme leaves open, of time-frequency the row's effect plus the column's.
     """
     parts: dict[schemes.Scheme, jax.Array | np.ndarray] = {}
     for part, locations in _parts(grid, scheme).items():
 
         def effect(location, part=part):
-            hidden = masks(grid, part, jnp.stack([location] * len(spectrogram)))
-            left = attenuate(front_end, spectrogram, hidden)
-            return pooled - classifier_lib.pool(classifier(left)[0])
+            hidden = masks(grid, part, location[None])
+            left = attenuate(
+                front_end, spectrogram, jnp.broadcast_to(hidden, spectrogram.shape)
+            )
+            return _effect(pooled, classifier_lib.pool(classifier(left)[0]))
 
         parts[part] = jnp.swapaxes(jax.lax.map(effect, jnp.asarray(locations)), 0, 1)
     return _views(grid, parts)
@@ -101,21 +105,14 @@ def effects_of_clip(
         found = []
         for first in range(0, len(locations), chunk_size):
             chunk = locations[first : first + chunk_size]
-            # Filled up with its first, so that every batch has one shape.
-            filled = np.concatenate(
-                [chunk, np.repeat(chunk[:1], chunk_size - len(chunk), axis=0)]
+            left = np.asarray(
+                _without(spectrogram, chunk, front_end=front_end, grid=grid, part=part)
             )
-            effect = _effects_of_some(
-                classifier,
-                spectrogram,
-                pooled,
-                filled,
-                front_end=front_end,
-                grid=grid,
-                part=part,
-            )
-            found.append(np.asarray(effect)[: len(chunk)])
-        parts[part] = np.concatenate(found)
+            views, _ = look.run(classifier, list(left), chunk_size)
+            found.append(views.rows[: len(chunk)].mean(axis=1))
+        without = np.concatenate(found)
+        whole = np.broadcast_to(np.asarray(pooled), without.shape)
+        parts[part] = np.asarray(_effect(whole, without))
     return jax.tree.map(np.asarray, _views(grid, parts))
 
 
@@ -130,21 +127,28 @@ def of_differences(
     )
 
 
+def _effect(
+    whole: Float[Array | np.ndarray, "n chan"],
+    without: Float[Array | np.ndarray, "n chan"],
+) -> Float[Array, "n chan"]:
+    """What is lost, exactly nothing where that is rounding: silencing silence."""
+    lost = jnp.asarray(whole) - without
+    size, most = (jnp.max(jnp.abs(a), axis=1, keepdims=True) for a in (lost, whole))
+    return jnp.where(size > NOTHING * most, lost, 0.0)
+
+
 @functools.partial(jax.jit, static_argnames=("front_end", "grid", "part"))
-def _effects_of_some(
-    classifier: classifier_lib.Network,
+def _without(
     spectrogram: Float[Array, "freq time"],
-    pooled: Float[Array, " chan"],
     locations: Int[Array, "region 2"],
     *,
     front_end: audio.FrontEnd,
     grid: schemes.Grid,
     part: schemes.Scheme,
-) -> Float[Array, "region chan"]:
+) -> Float[Array, "region freq time"]:
+    """A clip with each of some regions silenced."""
     hidden = masks(grid, part, locations)
-    copies = jnp.broadcast_to(spectrogram, hidden.shape)
-    feature_map, _ = classifier(attenuate(front_end, copies, hidden))
-    return pooled[None] - classifier_lib.pool(feature_map)
+    return attenuate(front_end, jnp.broadcast_to(spectrogram, hidden.shape), hidden)
 
 
 def _parts(

@@ -67,6 +67,7 @@ def _pieces(
         ),
         provenance=_by_provenance(clips),
         locates={e.locate for e in explanations if e.method == "apex"} or {"map"},
+        evidences={e.evidence for e in explanations},
         schemes=[
             s for s in schemes.SCHEMES if any(e.scheme == s for e in explanations)
         ],

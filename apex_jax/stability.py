@@ -87,7 +87,10 @@ def compare(
         same_channel=same_channels and first.index == second.index,
         region=overlap(
             [area.box for area in first.areas],
-            [_taken_back(area.box, stretch) for area in second.areas],
+            [
+                _taken_back(area.box, stretch, second.heatmap.shape[1])
+                for area in second.areas
+            ],
         ),
         heat=(
             _spearman(*heats)
@@ -187,7 +190,12 @@ def _spearman(one: np.ndarray, other: np.ndarray) -> float:
     return float(scipy.stats.spearmanr(*flat).statistic)
 
 
-def _taken_back(box: schemes.Box, stretch: float) -> schemes.Box:
-    """A box of the longer clip at the time it has in the other."""
+def _taken_back(box: schemes.Box, stretch: float, frames: int) -> schemes.Box:
+    """A box of the longer clip at the time it has in the other.
+
+    One that is as long as the clip stays as it is, whatever lasts longer in it.
+    """
     start, end = box.frames
+    if start <= 0 and end >= frames:
+        return box
     return dataclasses.replace(box, frames=(start / stretch, end / stretch))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,17 @@ from apex_jax import classifier as classifier_lib
 from apex_jax import data, disentangle, schemes
 from apex_jax.models import convnext
 from experiments import methods
-from experiments.localisation import corpus, options, plants, run, scoring, tables
+from experiments.localisation import (
+    corpus,
+    explained,
+    options,
+    plants,
+    run,
+    scoring,
+    tables,
+    trust,
+    variants,
+)
 
 RATE = 8000
 CHAN = 6
@@ -92,7 +103,7 @@ def test_a_corpus_is_made_once_and_the_same_again(tmp_path, speech):
     assert [len(p) for p in (made.splits.validation, made.splits.test)] == [4, 4]
     events = corpus.of(made, [c for c in made.splits.test if c.label])
     assert all(e.end_s - e.start_s == pytest.approx(plants.BURST_S) for e in events)
-    assert len({e.low_hz for e in events}) == 1  # one band a corpus
+    assert len({e.low_hz for e in events}) == len(events)
     assert len({e.start_s for e in events}) == len(events)
 
     again, _, count = make(tmp_path / "one")
@@ -161,7 +172,7 @@ def test_a_channel_that_is_the_plant_points_at_it(scheme, kind, rng):
     maps, head = maps_with_a_plant(rng, PLACES)
     classifier = classifier_lib.of_maps(head, corpus.CLASSES)
     found = channels(classifier, maps, scheme, kind)
-    scores = scoring.scored(GRID, scheme, found.locations, boxes_of(PLACES))
+    scores = scoring.scored(GRID, scheme, found.where, boxes_of(PLACES))
     assert scores["both"].tolist() == [1] * len(PLACES)
     assert (scores["iou"] == 1).all() == (scheme == "square")
     pooled = maps.mean(axis=(1, 2))
@@ -171,7 +182,6 @@ def test_a_channel_that_is_the_plant_points_at_it(scheme, kind, rng):
         found.share[:, 0], evidence[:, 2] / evidence.sum(axis=1), rtol=1e-4
     )
     assert (found.share[:, 1] >= found.share[:, 0] - 1e-6).all()
-    np.testing.assert_allclose(found.lead, found.share[:, 0], rtol=1e-4)
 
 
 def test_a_channel_that_is_noise_points_as_chance_does(rng):
@@ -184,12 +194,17 @@ def test_a_channel_that_is_noise_points_as_chance_does(rng):
     boxes = boxes_of(places)
     for scheme in schemes.SCHEMES:
         found = channels(classifier, maps, scheme, "plain")
-        hits = scoring.scored(GRID, scheme, found.locations, boxes)
+        hits = scoring.scored(GRID, scheme, found.where, boxes)
         chance = scoring.random(GRID, scheme, boxes)
         for name in ("frequency", "time", "both", "iou"):
             assert hits[name].mean() == pytest.approx(chance[name].mean(), abs=0.07)
     assert scoring.random(GRID, "square", boxes)["both"] == pytest.approx(1 / 32)
-    assert scoring.random(GRID, "frequency", boxes)["frequency"] == pytest.approx(1 / 4)
+    by_row = scoring.random(GRID, "frequency", boxes)
+    assert by_row["frequency"] == pytest.approx(1 / 4)
+    # Four different rows of four always hit; of 32 cells, four in 32.
+    assert by_row["frequency, best"] == pytest.approx(1)
+    best = scoring.random(GRID, "square", boxes)["both, best"]
+    assert best == pytest.approx(4 / 32)
 
 
 @pytest.mark.parametrize("kind", ["plain", "contrastive"])
@@ -198,8 +213,9 @@ def test_cam_and_grad_cam_point_at_what_the_head_weighs(kind, rng):
     classifier = classifier_lib.of_maps(head, corpus.CLASSES)
     views = schemes.views(jnp.asarray(maps), keep_cells=True)
     for where in (scoring.whole, scoring.grad_cam):
-        found = where(classifier, views, 1, "square", kind=kind)
+        found, there = where(classifier, views, 1, "square", kind=kind)
         assert [tuple(p) for p in found.tolist()] == PLACES
+        assert there.all()
 
 
 def test_against_the_other_class_they_leave_out_what_both_share(rng):
@@ -211,20 +227,139 @@ def test_against_the_other_class_they_leave_out_what_both_share(rng):
     views = schemes.views(jnp.asarray(maps), keep_cells=True)
     for where in (scoring.whole, scoring.grad_cam):
         for kind, wanted in (("plain", [(2, 6)] * 5), ("contrastive", PLACES)):
-            found = where(classifier, views, 1, "square", kind=kind)
+            found, _ = where(classifier, views, 1, "square", kind=kind)
             assert [tuple(p) for p in found.tolist()] == wanted
 
 
 def test_the_best_of_several_channels(rng):
     boxes = boxes_of([(1, 2), (1, 2)])
     locations = np.array([[[0, 0], [1, 2]], [[0, 2], [1, 5]]])
-    scores = scoring.scored(GRID, "square", locations, boxes)
+    there = np.ones((2, 2), bool)
+    scores = scoring.scored(GRID, "square", (locations, there), boxes)
     assert scores["both"].tolist() == [0, 0]
     # Of the second clip one channel hits in time, another in frequency, none in both.
     assert scores["both, best"].tolist() == [1, 0]
     assert scores["time, best"].tolist() == [1, 1]
     assert scores["frequency, best"].tolist() == [1, 1]
     assert scores["iou, best"].tolist() == [1, 0]
+    # A channel that is nowhere hits nothing.
+    there[0, 1] = False
+    scores = scoring.scored(GRID, "square", (locations, there), boxes)
+    assert scores["both, best"].tolist() == [0, 0]
+    assert scores["iou, best"].tolist() == [0, 0]
+
+
+def test_heat_of_nothing_points_nowhere(rng):
+    maps, head = maps_with_a_plant(rng, PLACES)
+    maps[0] = 0
+    views = schemes.views(jnp.asarray(maps), keep_cells=True)
+    classifier = classifier_lib.of_maps(head, corpus.CLASSES)
+    boxes = boxes_of([(0, 0), *PLACES[1:]])
+    for where in (scoring.whole, scoring.grad_cam):
+        found = where(classifier, views, 1, "square", kind="plain")
+        scores = scoring.scored(GRID, "square", found, boxes)
+        assert scores["both"].tolist() == [0, 1, 1, 1, 1]
+    # Of effects too: what contributes, and no silence takes anything from.
+    for locate, hits in (("map", 1), ("occlusion", 0)):
+        found = scoring.channels(
+            disentangle.identity(CHAN),
+            classifier,
+            np.abs(maps).mean(axis=(1, 2)) + 1,
+            views,
+            1,
+            "square",
+            kind="plain",
+            locate=locate,
+        )
+        scores = scoring.scored(GRID, "square", found.where, boxes)
+        assert scores["both"].tolist() == [hits, 1, 1, 1, 1]
+
+
+def test_what_takes_no_network(rng):
+    """The loudest region, and the one that events are in most often."""
+    heard = rng.normal(-3, 0.1, size=(len(PLACES), 64, 128)).astype(np.float32)
+    for pixels, (row, column) in zip(heard, PLACES, strict=True):
+        pixels[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] += 1
+    found, there = scoring.loudest(GRID, heard, "square")
+    assert [tuple(p) for p in found.tolist()] == PLACES
+    assert there.all()
+    found, _ = scoring.loudest(GRID, heard, "frequency")
+    assert [tuple(p) for p in found.tolist()] == [(r, -1) for r, _ in PLACES]
+    known = boxes_of([(1, 2), (1, 3), (2, 2)])
+    for scheme, place in (("frequency", (1, -1)), ("time", (-1, 2))):
+        found, there = scoring.constant(GRID, scheme, known, 3)
+        assert found.tolist() == [list(place)] * 3
+        assert there.all()
+
+
+def explained_of(maps, head, effects):
+    """A classifier and clips of which only these are known."""
+    return explained.Explained(
+        config=config_of(),
+        folder=Path("nowhere"),
+        event="burst",
+        problem=SimpleNamespace(
+            front_end=SimpleNamespace(shape=(64, 128)),
+            classifier=lambda model: classifier_lib.of_maps(head, corpus.CLASSES),
+        ),
+        model=None,
+        clips=[],
+        maps=maps,
+        effects=effects,
+        boxes=boxes_of(PLACES),
+        known=boxes_of(PLACES),
+        accuracy=1.0,
+    )
+
+
+@pytest.mark.parametrize("scheme", ["square", "time", "frequency"])
+def test_what_silencing_takes_by_hand(scheme, rng):
+    """Every region of every clip; the top channel's own against the others' mean."""
+    maps, head = maps_with_a_plant(rng, PLACES)
+    rows, columns = GRID.regions(scheme)
+    cells = 0.05 * rng.normal(size=(len(PLACES), rows, columns, CHAN))
+    whole = np.broadcast_to(cells, (len(PLACES), 4, 8, CHAN)).astype(np.float32)
+    effects = {scheme: schemes.views(jnp.asarray(whole), keep_cells=True)}
+    of = explained_of(maps, head, effects)
+    transform = disentangle.from_generator(
+        jnp.asarray(rng.normal(0, 0.2, (CHAN, CHAN)), jnp.float32)
+    )
+    found = trust.masked(of, {"some": transform}, scheme)
+    assert [(row["evidence"], row["locate"]) for row in found] == list(variants.WAYS)
+
+    def probability(pooled):
+        logits = np.asarray(head.weight) @ pooled + head.bias
+        return np.exp(logits[1]) / np.exp(logits).sum()
+
+    matrix = np.asarray(transform.matrix, np.float64)
+    weight = np.asarray(head.weight) @ np.linalg.inv(matrix)
+    for n, pooled in enumerate(maps.mean(axis=(1, 2))):
+        share = (weight[1] - weight[0]) * np.maximum(matrix @ pooled, 0)
+        along = cells[n] @ matrix[share.argmax()]
+        lost = {
+            (r, c): probability(pooled) - probability(pooled - cells[n, r, c])
+            for r, c in np.ndindex(rows, columns)
+        }
+        own = lost.pop(np.unravel_index(along.argmax(), along.shape))
+        assert found[-1]["own"][n] == pytest.approx(own, abs=1e-5)
+        assert found[-1]["random"][n] == pytest.approx(
+            np.mean(list(lost.values())), abs=1e-5
+        )
+    assert 0 < found[-1]["p"] <= 1
+
+
+def test_seeds_are_matched_by_what_a_row_is_of():
+    """Not by where it stands; p of several seeds is one."""
+    rows = [
+        {"method": name, "evidence": "plain", "locate": "map", "own": [own],
+         "random": [0.1], "p": 0.04}
+        for name, own in (("one", 0.2), ("other", 0.8))
+    ]  # fmt: skip
+    found = tables._masked([rows, rows[::-1]])
+    assert [row["method"] for row in found] == ["one", "other"]
+    assert [row["own"][0] for row in found] == [0.2, 0.8]
+    x = -2 * 2 * np.log(0.04)  # Fisher; chi squared of four degrees of freedom
+    assert found[0]["p"] == pytest.approx(np.exp(-x / 2) * (1 + x / 2))
 
 
 def test_the_interval_of_a_known_mean(rng):
@@ -286,11 +421,14 @@ def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(methods, "train_convnext", untrained)
     config = options.Config(
         events=("burst",),
-        clips=(16, 2, 8),
+        clips=(8, 2, 4),
         seeds=1,
         variants=("paper", "whitened"),
         lime_clips=1,
         lime_samples=8,
+        faithful_clips=1,
+        curve_steps=2,
+        stable_clips=1,
         output_dir=tmp_path / "run",
         optimise=dataclasses.replace(
             options.Config().optimise, epochs=2, prototypes_start=2, prototypes_end=1
@@ -299,8 +437,9 @@ def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
     results = run.main(config)
     rows = results["events"]["burst"]["rows"]
     assert {row["method"] for row in rows} == {
-        "random", "CAM", "Grad-CAM", "class", "raw channels", "paper", "whitened",
-        "LIME",
+        "random", "always the same", "CAM", "Grad-CAM", "all channels",
+        "all channels, random weights", "loudest region", "raw channels", "paper",
+        "whitened", "LIME",
     }  # fmt: skip
     assert "### burst: square scheme" in (tmp_path / "run/localisation.md").read_text()
     capsys.readouterr()

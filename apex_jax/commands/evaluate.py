@@ -154,6 +154,11 @@ def table(results: dict[str, Any]) -> str:
 def notes(results: dict[str, Any]) -> list[str]:
     """What a reader of the numbers should know before trusting an explanation."""
     masked, found = results["masking"], []
+    if masked["random"]["locate"] == "occlusion":
+        found.append(
+            "regions are those that take most from the top channel when silenced, and "
+            "so have an advantage when they are hidden; --locate map is the paper's way"
+        )
     key = next(iter(results["scores"]["classifier"]))
     apex, random = masked["apex"][key], masked["random"]["mean"][key]
     if apex >= random:

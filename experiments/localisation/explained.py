@@ -50,6 +50,7 @@ class Explained:
       maps: their feature maps, `[clip, F, T, chan]`.
       effects: by scheme, what each region adds to their pooled vectors.
       boxes: of their events in pixels, `[clip, 4]`.
+      known: of the events of the training clips, `[event, 4]`.
       accuracy: of the classifier on all test clips.
     """
 
@@ -62,6 +63,7 @@ class Explained:
     maps: np.ndarray
     effects: dict[schemes.Scheme, schemes.Views]
     boxes: np.ndarray
+    known: np.ndarray
     accuracy: float
 
     @property
@@ -116,12 +118,11 @@ class Explained:
         """Scores of each clip, see `scoring.scored`, and what the top channels carry.
 
         That is "share" of the positive evidence for the first and "share, best" for
-        all, and "lead", the first's part of the logit.
+        all.
         """
         found = self._channels(transform, scheme, kind, locate)
-        scores = scoring.scored(self.grid, scheme, found.locations, self.boxes)
-        carried = {"share": found.share[:, 0], "share, best": found.share[:, 1]}
-        return {**scores, **carried, "lead": found.lead}
+        scores = scoring.scored(self.grid, scheme, found.where, self.boxes)
+        return {**scores, "share": found.share[:, 0], "share, best": found.share[:, 1]}
 
     def located(
         self,
@@ -129,9 +130,10 @@ class Explained:
         scheme: schemes.Scheme,
         kind: settings.Evidence,
         locate: settings.Location,
-    ) -> np.ndarray:
-        """Where each clip's top channel lies, `[clip, 2]`."""
-        return self._channels(transform, scheme, kind, locate).locations[:, 0]
+    ) -> scoring.Where:
+        """Where each clip's top channel lies."""
+        locations, there = self._channels(transform, scheme, kind, locate).where
+        return locations[:, 0], there[:, 0]
 
     def _channels(
         self,
@@ -148,6 +150,7 @@ class Explained:
             PLANTED,
             scheme,
             kind=kind,
+            locate=locate,
         )
 
 
@@ -200,7 +203,6 @@ def made(
             "nothing to explain; train longer, --train.epochs"
         )
     clips = [tested.clips[i] for i in found]
-    places = [one.box(problem.front_end) for one in corpus_lib.of(corpus, clips)]
     maps = np.asarray(tested.features.views.cells)[found]
     return Explained(
         config=config,
@@ -211,9 +213,20 @@ def made(
         clips=clips,
         maps=maps,
         effects=effects_of(problem.classifier(model), problem.front_end, clips, maps),
-        boxes=np.array([(*box.rows, *box.frames) for box in places]),
+        boxes=_boxes(corpus, clips, problem.front_end),
+        known=_boxes(
+            corpus, [c for c in corpus.splits.train if c.label], problem.front_end
+        ),
         accuracy=float((predicted == labels).mean()),
     )
+
+
+def _boxes(
+    corpus: corpus_lib.Corpus, clips: Sequence[data.Clip], front_end: audio.FrontEnd
+) -> np.ndarray:
+    """Where the events of planted clips are, in pixels, `[clip, 4]`."""
+    boxes = [event.box(front_end) for event in corpus_lib.of(corpus, clips)]
+    return np.array([(*box.rows, *box.frames) for box in boxes])
 
 
 def spectrogram_of(front_end: audio.FrontEnd, clip: data.Clip) -> np.ndarray:

@@ -50,8 +50,8 @@ class Config(options.Common):
     ] = None
     """ESC-10, one folder a class: its short sounds are planted in its long ones."""
     events: tuple[Event, ...] = ("burst", "band", "click", "sound")
-    """What is planted: a burst of noise in a band; a band that is there all the time; a
-    click; a real sound over another."""
+    """What is planted: a burst of noise in a band of its own; a band that is there all
+    the time, in all clips the same; a click; a real sound over another."""
     seeds: int = 3
     """Corpora, trainings and optimisations of each event, from --seed on."""
     clips: tuple[int, int, int] = (800, 160, 240)
@@ -66,10 +66,6 @@ class Config(options.Common):
     """Test clips that are silenced and brought back step by step."""
     curve_steps: int = 16
     """In so many steps."""
-    masked_clips: int = 40
-    """Test clips that the top channel's region is hidden in, and regions at random."""
-    masked_draws: int = 5
-    """Random regions a clip."""
     stable_clips: int = 10
     """Test clips that are disturbed: noise, speed, pitch, encoding."""
     patch_size: int = 2
@@ -86,13 +82,13 @@ class Config(options.Common):
         settings.PrototypeTraining()
     )
     push_prototypes: tyro.conf.Suppress[bool] = False
+    hosts: tyro.conf.Suppress[settings.Hosts] = settings.Hosts()
 
     def check(self) -> None:
         """Raises ValueError for what cannot work before any work is done."""
         super().check()
         self.check_least(seeds=1, lime_clips=0, lime_samples=2, patch_size=1)
         self.check_least(faithful_clips=0, stable_clips=0, curve_steps=1)
-        self.check_least(masked_clips=0, masked_draws=1)
         if min(self.clips) < 2:
             raise ValueError(f"--clips must be at least 2 each; got {self.clips}")
         if not self.events or not self.variants:

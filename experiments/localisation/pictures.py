@@ -61,13 +61,15 @@ def regions(
     for line, index in zip(panels, chosen, strict=True):
         clip = of.clips[index]
         pixels = explained.spectrogram_of(front_end, clip)
-        for axes, found in zip(line, places.values(), strict=True):
+        for axes, (found, there) in zip(line, places.values(), strict=True):
             plot.spectrogram(axes, front_end, pixels)
             _event(axes, of.boxes[index])
-            where = explanation.areas(of.grid, scheme, found[index], front_end)
-            plot.areas(axes, where)
+            if there[index]:
+                place = found[index]
+                plot.areas(axes, explanation.areas(of.grid, scheme, place, front_end))
             hit = pointing.score(of.grid, scheme, found[[index]], of.boxes[[index]])
-            axes.set_title("hit" if hit.both[0] else "missed", fontsize=plot.CAPTION)
+            said = "hit" if hit.both[0] and there[index] else "missed"
+            axes.set_title(said, fontsize=plot.CAPTION)
     for axes, name in zip(panels[0], places, strict=True):
         axes.set_title(f"{name}\n{axes.get_title()}", fontsize=plot.CAPTION)
     plot.name_axes(panels, front_end)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+import scipy.special
+from jaxtyping import Array, Bool, Float, Int
 
 from apex_jax import (
     attribution,
@@ -30,6 +32,9 @@ from apex_jax import classifier as classifier_lib
 from apex_jax import explainer as explainer_lib
 
 NUM_CHANNELS = 4
+# Locations `[clip, 2]`, or of several channels `[clip, top, 2]`, and whether each is
+# one, `[clip]` or `[clip, top]`: heat of nothing has no place.
+Where = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,19 +42,17 @@ class Pointing:
     """Where a method's top channels lie, and what share of the evidence they carry.
 
     Attributes:
-      locations: `[clip, top, 2]`, the largest contribution first.
+      where: of each of them, the largest contribution first. One that contributes
+        nothing, or from which no silence takes anything, is nowhere.
       share: of the positive evidence that the first channel and that all `top` carry,
         `[clip, 2]`.
-      lead: what the first channel adds over the logit that it adds to, `[clip]`: 1
-        where it alone decides, far above 1 where the others take back what it gives.
     """
 
-    locations: np.ndarray
+    where: Where
     share: np.ndarray
-    lead: np.ndarray
 
 
-@functools.partial(jax.jit, static_argnames=("scheme", "num"))
+@functools.partial(jax.jit, static_argnames=("scheme", "locate", "num"))
 def _channels(
     transform: disentangle.Transform,
     head: classifier_lib.LinearHead,
@@ -58,19 +61,22 @@ def _channels(
     target: Int[Array, ""],
     *,
     scheme: schemes.Scheme,
+    locate: settings.Location,
     num: int,
-) -> tuple[Int[Array, "clip top 2"], Float[Array, "clip 2"], Float[Array, " clip"]]:
+) -> tuple[Int[Array, "clip top 2"], Bool[Array, "clip top"], Float[Array, "clip 2"]]:
     def one(clip):
         pooled, views = clip
         transformed = transform(pooled)
         share = jax.nn.relu(evidence.contributions(head, transformed, target))
         largest, top = jax.lax.top_k(share, num)
-        locations = jax.vmap(
-            lambda k: schemes.locate(scheme, views, transform.matrix[k])
+        locations, somewhere = jax.vmap(
+            lambda k: _place(scheme, views, transform.matrix[k])
         )(top)
         total = jnp.maximum(jnp.sum(share), jnp.finfo(share.dtype).tiny)
         carried = jnp.stack([largest[0], jnp.sum(largest)]) / total
-        return locations, carried, largest[0] / head(transformed)[target]
+        # A channel whose mean is above zero is so somewhere on its map.
+        there = largest > 0
+        return locations, there & somewhere if locate == "occlusion" else there, carried
 
     return jax.lax.map(one, (pooled, views), batch_size=16)
 
@@ -84,6 +90,7 @@ def channels(
     scheme: schemes.Scheme,
     *,
     kind: settings.Evidence,
+    locate: settings.Location = "map",
     num: int = NUM_CHANNELS,
 ) -> Pointing:
     """Of the channels under U that contribute most; under the identity the raw ones.
@@ -96,23 +103,41 @@ def channels(
       target: the class.
       scheme: where regions lie.
       kind: what contributions count towards.
+      locate: what the views are of.
       num: channels a clip.
     """
     head = evidence.head_of(
         transform.compensate(classifier.head), classifier.activation, kind
     )
     found = _channels(
-        transform, head, pooled, views, jnp.int32(target), scheme=scheme, num=num
+        transform,
+        head,
+        pooled,
+        views,
+        jnp.int32(target),
+        scheme=scheme,
+        locate=locate,
+        num=num,
     )
-    locations, share, lead = (np.asarray(a) for a in found)
-    return Pointing(locations=locations, share=share, lead=lead)
+    locations, there, share = (np.asarray(a) for a in found)
+    return Pointing(where=(locations, there), share=share)
+
+
+def _place(
+    scheme: schemes.Scheme, views: schemes.Views, direction: Float[Array, " chan"]
+) -> tuple[Int[Array, "2"], Bool[Array, ""]]:
+    """Where a direction is largest, and whether it is above zero anywhere."""
+    location = schemes.locate(scheme, views, direction)
+    assert views.cells is not None
+    most = jnp.max(jnp.matmul(views.cells, direction, precision="highest"))
+    return location, most > 0
 
 
 @functools.partial(jax.jit, static_argnames=("scheme",))
 def _located(
     views: schemes.Views, direction: Float[Array, " chan"], *, scheme: schemes.Scheme
-) -> Int[Array, "clip 2"]:
-    return jax.vmap(lambda one: schemes.locate(scheme, one, direction))(views)
+) -> tuple[Int[Array, "clip 2"], Bool[Array, " clip"]]:
+    return jax.vmap(lambda one: _place(scheme, one, direction))(views)
 
 
 def whole(
@@ -122,15 +147,15 @@ def whole(
     scheme: schemes.Scheme,
     *,
     kind: settings.Evidence,
-) -> np.ndarray:
-    """Where all channels together speak for a class, `W[c]` of the views, `[clip, 2]`.
+) -> Where:
+    """Where all channels together speak for a class, `W[c]` of the views.
 
     Of maps this is CAM (Zhou et al., 2016), of regions' effects plain occlusion of the
     class (Zeiler & Fergus, 2014).
     """
     head = evidence.head_of(classifier.head, classifier.activation, kind)
     direction = jnp.asarray(head.weight)[target]
-    return np.asarray(_located(views, direction, scheme=scheme))
+    return _on_host(_located(views, direction, scheme=scheme))
 
 
 def grad_cam(
@@ -140,8 +165,8 @@ def grad_cam(
     scheme: schemes.Scheme,
     *,
     kind: settings.Evidence,
-) -> np.ndarray:
-    """Of Grad-CAM's heat, which leaves out what speaks against, `[clip, 2]`."""
+) -> Where:
+    """Of Grad-CAM's heat, which leaves out what speaks against."""
     head = evidence.head_of(classifier.head, classifier.activation, kind)
     cells, _ = jax.jit(jax.vmap(attribution.grad_cam_cells, in_axes=(None, 0, None)))(
         head, jnp.asarray(views.cells), jnp.int32(target)
@@ -153,20 +178,44 @@ def loudest(
     grid: schemes.Grid,
     spectrogram: Float[np.ndarray, "clip freq time"],
     scheme: schemes.Scheme,
-) -> np.ndarray:
-    """The loudest region, which takes no network to find, `[clip, 2]`.
+) -> Where:
+    """The loudest region, which takes no network to find.
 
-    By the mean of its pixels, which are decibels.
+    By the mean of its pixels, decibels above the least of the clip.
     """
     cells = jax.vmap(lambda pixels: attribution.cell_means(pixels, grid))
-    return _hottest(cells(jnp.asarray(spectrogram)), scheme)
+    quietest = spectrogram.min(axis=(1, 2), keepdims=True)
+    return _hottest(cells(jnp.asarray(spectrogram - quietest)), scheme)
 
 
-def _hottest(
-    cells: Float[Array, "clip freq time"], scheme: schemes.Scheme
-) -> Int[np.ndarray, "clip 2"]:
+def constant(
+    grid: schemes.Grid,
+    scheme: schemes.Scheme,
+    known: Float[np.ndarray, "event 4"],
+    num_clips: int,
+) -> Where:
+    """The one region that hits most of the events known, for every clip.
+
+    What somebody scores who has seen where events usually are, and does not listen.
+    """
+    locations = grid.locations(scheme)
+    hits = pointing.score(
+        grid,
+        scheme,
+        np.broadcast_to(locations[:, None], (len(locations), len(known), 2)),
+        np.broadcast_to(known, (len(locations), *known.shape)),
+    )
+    best = locations[np.argmax(hits.both.sum(axis=1))]
+    return np.tile(best, (num_clips, 1)), np.ones(num_clips, bool)
+
+
+def _hottest(cells: Float[Array, "clip freq time"], scheme: schemes.Scheme) -> Where:
     views = schemes.views(cells[..., None], keep_cells=True)
-    return np.asarray(_located(views, jnp.ones(1), scheme=scheme))
+    return _on_host(_located(views, jnp.ones(1), scheme=scheme))
+
+
+def _on_host(found: tuple[jax.Array, jax.Array]) -> Where:
+    return np.asarray(found[0]), np.asarray(found[1])
 
 
 def lime(
@@ -177,8 +226,8 @@ def lime(
     seed: int,
     num_samples: int,
     on_progress: progress.OnProgress,
-) -> dict[schemes.Scheme, np.ndarray]:
-    """Of LIME's heat, from one heatmap a clip for all schemes, `[clip, 2]` each."""
+) -> dict[schemes.Scheme, Where]:
+    """Of LIME's heat, from one heatmap a clip for all schemes."""
     grid, heats = explainer.grid(), []
     for clip in clips:
         found = attribution.lime(
@@ -200,7 +249,11 @@ def lime(
 def random(
     grid: schemes.Grid, scheme: schemes.Scheme, boxes: Float[np.ndarray, "clip 4"]
 ) -> dict[str, np.ndarray]:
-    """What a region drawn among all of a scheme scores on average, exactly."""
+    """What regions drawn among all of a scheme score on average, exactly.
+
+    Also the best of so many different ones as there are top channels, but for the
+    overlap.
+    """
     locations = grid.locations(scheme)
     found = pointing.score(
         grid,
@@ -208,24 +261,34 @@ def random(
         np.broadcast_to(locations[:, None], (len(locations), len(boxes), 2)),
         np.broadcast_to(boxes, (len(locations), *boxes.shape)),
     )
-    return {name: values.mean(axis=0) for name, values in _plain(found).items()}
+    plain = _plain(found)
+    count, drawn = len(locations), min(NUM_CHANNELS, len(locations))
+    chance = {name: values.mean(axis=0) for name, values in plain.items()}
+    for name in ("frequency", "time", "both"):
+        misses = count - plain[name].sum(axis=0)
+        none = scipy.special.comb(misses, drawn) / math.comb(count, drawn)
+        chance[f"{name}, best"] = 1 - none
+    return chance
 
 
 def scored(
     grid: schemes.Grid,
     scheme: schemes.Scheme,
-    locations: Int[np.ndarray, "clip *top 2"],
+    where: Where,
     boxes: Float[np.ndarray, "clip 4"],
 ) -> dict[str, np.ndarray]:
     """Hits and overlap of each clip, `[clip]`; of several channels also of the best.
 
     The best of the top channels is, axis by axis, whether any of them hits, and the
-    largest overlap.
+    largest overlap. What points nowhere misses.
     """
+    locations, there = where
     if locations.ndim == 2:
-        return _plain(pointing.score(grid, scheme, locations, boxes))
+        one = _plain(pointing.score(grid, scheme, locations, boxes))
+        return {name: values * there for name, values in one.items()}
     several = np.broadcast_to(boxes[:, None], (*locations.shape[:2], boxes.shape[-1]))
     found = _plain(pointing.score(grid, scheme, locations, several))
+    found = {name: values * there for name, values in found.items()}
     first = {name: values[:, 0] for name, values in found.items()}
     best = {f"{name}, best": values.max(axis=1) for name, values in found.items()}
     return first | best

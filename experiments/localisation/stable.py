@@ -142,9 +142,33 @@ def _explained(
     """Of each explainer each way; the regions' effects are the network's, so one."""
     seen = next(iter(explainers.values())).occluded(seen)
     return {
-        (name, (kind, locate)): one.explain(
-            seen, target=target, num_channels=1, evidence=kind, locate=locate
-        )
+        (name, way): _top_channel(one, seen, target, way)
         for name, one in explainers.items()
-        for kind, locate in variants.ways_of(name)
+        for way in variants.ways_of(name)
     }
+
+
+def _top_channel(
+    explainer: explain.Explainer, seen: look.Look, target: int, way: variants.Way
+) -> explanation.Explanation:
+    """An explanation of one channel, with prototypes whose regions are of the map.
+
+    Which training clips they are does not hang on how regions are found, and theirs are
+    not asked for: they would cost a pass each.
+    """
+    kind, locate = way
+    shown = explainer.explain(
+        seen,
+        target=target,
+        num_channels=1,
+        num_prototypes=1,
+        evidence=kind,
+        locate=locate,
+    )
+    by_map = explainer.explain(
+        seen, target=target, num_channels=1, evidence=kind, locate="map"
+    )
+    top = dataclasses.replace(
+        shown.channels[0], prototypes=by_map.channels[0].prototypes
+    )
+    return dataclasses.replace(shown, channels=(top,))

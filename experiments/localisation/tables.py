@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 from apex_jax import faithfulness, schemes
 
@@ -20,6 +21,8 @@ FITS: dict[str, tuple[schemes.Scheme, str]] = {
 }
 AGREEMENTS = ("same_class", "same_channel", "rank", "region", "heat", "prototypes")
 DRAWS = 2000
+# What tells a row from the others.
+IDENTITY = ("method", "variant", "scheme", "evidence", "locate", "heat", "change")
 Interval = tuple[float, float, float]
 
 
@@ -59,8 +62,14 @@ def interval(
 def summary(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the seeds of an event came to."""
     rows = []
-    for index, row in enumerate(parts[0]["rows"]):
-        same = [part["rows"][index] for part in parts]
+    # LIME is slow, and explains the first clips only.
+    asked = [
+        max((len(r["scores"]["both"]) for r in p["rows"] if r["method"] == "LIME"),
+            default=0)
+        for p in parts
+    ]  # fmt: skip
+    for row in parts[0]["rows"]:
+        same = _same(row, [part["rows"] for part in parts])
         rows.append(
             {
                 **{name: value for name, value in row.items() if name != "scores"},
@@ -72,11 +81,24 @@ def summary(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
                     name: [float(np.mean(one["scores"][name])) for one in same]
                     for name in row["scores"]
                 },
+                "on LIME's clips": {
+                    name: float(
+                        np.mean(
+                            [
+                                np.mean(one["scores"][name][:n])
+                                for one, n in zip(same, asked, strict=True)
+                            ]
+                        )
+                    )
+                    for name in row["scores"]
+                }
+                if all(asked)
+                else {},
             }
         )
     learned = []
-    for index, row in enumerate(parts[0]["learned"]):
-        same = [part["learned"][index] for part in parts]
+    for row in parts[0]["learned"]:
+        same = _same(row, [part["learned"] for part in parts])
         learned.append(
             {
                 "variant": row["variant"],
@@ -101,39 +123,55 @@ def summary(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _same(
+    row: dict[str, Any], parts: Sequence[Sequence[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """The row of each seed that is of the same as this one."""
+    names = [name for name in IDENTITY if name in row]
+    return [
+        next(o for o in part if all(o.get(name) == row[name] for name in names))
+        for part in parts
+    ]
+
+
 def _faithful(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Areas over all clips, and whether they beat those of random heat."""
-    if not parts[0]:
-        return []
-    by_chance = next(i for i, row in enumerate(parts[0]) if row["method"] == "random")
+    """Areas over all clips, and whether they beat those of random heat of the kind."""
     found = []
-    for index, row in enumerate(parts[0]):
+    for row in parts[0]:
+        same = _same(row, parts)
+        chance = _same({"method": "random", "heat": row["heat"]}, parts)
         own = {name: row[name] for name in ("method", "locate", "heat")}
         for name, sign in (("deletion", -1), ("insertion", 1)):
-            values = [part[index][name] for part in parts]
-            chance = [part[by_chance][name] for part in parts]
-            own[name] = interval(values)
-            if index != by_chance:
-                own[f"{name} p"] = faithfulness.paired_p(
-                    sign * np.concatenate(values), sign * np.concatenate(chance)
+            own[name] = interval([one[name] for one in same])
+            if row["method"] != "random":
+                own[f"{name} p"] = combined(
+                    [
+                        faithfulness.paired_p(
+                            sign * np.array(one[name]), sign * np.array(other[name])
+                        )
+                        for one, other in zip(same, chance, strict=True)
+                    ]
                 )
         found.append(own)
     return found
 
 
+def combined(p_values: Sequence[float]) -> float:
+    """One p of several seeds', by Fisher's method."""
+    return float(scipy.stats.combine_pvalues(p_values, method="fisher").pvalue)
+
+
 def _masked(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Probability lost over all clips, and whether more than to random regions."""
     found = []
-    for index, row in enumerate(parts[0]):
-        own, random = (
-            [part[index][name] for part in parts] for name in ("own", "random")
-        )
+    for row in parts[0]:
+        same = _same(row, parts)
         found.append(
             {
                 **{name: row[name] for name in ("method", "evidence", "locate")},
-                "own": interval(own),
-                "random": interval(random),
-                "p": faithfulness.paired_p(np.concatenate(own), np.concatenate(random)),
+                "own": interval([one["own"] for one in same]),
+                "random": interval([one["random"] for one in same]),
+                "p": combined([one["p"] for one in same]),
             }
         )
     return found
@@ -142,11 +180,12 @@ def _masked(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
 def _stable(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Mean over clips and seeds; None where it can be said of no clip."""
     found = []
-    for index, row in enumerate(parts[0]):
+    for row in parts[0]:
         names = ("method", "evidence", "locate", "change")
         own: dict[str, Any] = {name: row[name] for name in names}
         for name in AGREEMENTS:
-            values = [v for part in parts for v in part[index][name] if v is not None]
+            same = _same(row, parts)
+            values = [v for one in same for v in one[name] if v is not None]
             own[name] = float(np.mean(values)) if values else None
         found.append(own)
     return found
@@ -165,11 +204,11 @@ def _consistent(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any
         {
             "method": row["method"],
             **{
-                kind: _known_mean([part[index][kind] for part in parts])
+                kind: _known_mean([one[kind] for one in _same(row, parts)])
                 for kind in ("same_class", "time", "frequency", "chance")
             },
         }
-        for index, row in enumerate(parts[0])
+        for row in parts[0]
     ]
 
 
@@ -249,11 +288,21 @@ def _table(header: str, rows: Sequence[Sequence[str]]) -> str:
 
 
 def _hits(rows: Sequence[dict[str, Any]], scheme: str, axis: str) -> str:
-    names = (axis, f"{axis}, best", "iou", "share", "share, best", "lead")
+    names = (f"{axis}, best", "iou", "share", "share, best")
+
+    def on_some(row: dict[str, Any]) -> str:
+        value = row["on LIME's clips"].get(axis)
+        return "" if value is None else f"{value:.2f}"
+
     return _table(
-        "method | hit | best of 4 | overlap | evidence of top | of 4 | of the logit",
+        "method | hit | on LIME's clips | best of 4 | overlap | evidence of top | of 4",
         [
-            [_name(row), *(_cell(row["scores"].get(name)) for name in names)]
+            [
+                _name(row),
+                _cell(row["scores"][axis]),
+                on_some(row),
+                *(_cell(row["scores"].get(name)) for name in names),
+            ]
             for row in rows
             if row["scheme"] == scheme
         ],
@@ -266,20 +315,26 @@ def _by_scheme(rows: Sequence[dict[str, Any]], axis: str) -> str:
         by_name.setdefault(_name(row), {})[row["scheme"]] = row["scores"]
     lines = []
     for name, scores in by_name.items():
-        own = [(scheme, _axis(scheme, axis)) for scheme in schemes.SCHEMES]
-        lines.append([name, *(f"{scores[s][a][0]:.2f}" if a else "" for s, a in own)])
+        cells = []
+        for scheme in schemes.SCHEMES:
+            along = _axis(scheme, axis)
+            there = along is not None and scheme in scores
+            cells.append(f"{scores[scheme][along][0]:.2f}" if there else "")
+        lines.append([name, *cells])
     return _table("method | " + " | ".join(map(_words, schemes.SCHEMES)), lines)
 
 
 def _learned(rows: Sequence[dict[str, Any]]) -> str:
     return _table(
-        "U learned | scheme | purity | cond(U) | largest logit error | changed",
+        "U learned | scheme | purity | cond(U) | effective rank of the features | "
+        "largest logit error | changed",
         [
             [
                 row["variant"],
                 _words(row["scheme"]),
                 " to ".join(f"{p:.3f}" for p in row["purity"]),
                 ", ".join(f"{c:.0f}" for c in row["condition_number"]),
+                "; ".join(str(r).partition(",")[0] for r in row["rank"]),
                 f"{row['max_abs_logit_error']:.1e}",
                 str(row["changed_predictions"]),
             ]
@@ -315,9 +370,9 @@ def _hidden(rows: Sequence[dict[str, Any]]) -> list[str]:
         for row in rows
     ]
     return [
-        "Probability lost by hiding the top channel's region, and by hiding others of "
-        "the same shape; p of a paired permutation test over clips:",
-        _table("region of | lost | lost to random | p", lines),
+        "Probability lost by silencing the top channel's region, and the mean over all "
+        "other regions; p of a permutation test, not corrected for the number of rows:",
+        _table("region of | lost | by others | p", lines),
     ]
 
 
@@ -345,8 +400,8 @@ def _stays(rows: Sequence[dict[str, Any]]) -> list[str]:
         return []
     ways = list(dict.fromkeys(map(_name, rows)))
     parts = [
-        "The top channel's region after a change, intersection over union with that "
-        "before, and in brackets the share of prototypes that stay:"
+        "The top channel after a change: how often it is the same one, intersection "
+        "over union of its region with that before, share of its prototypes that stay:"
     ]
     lines = []
     for change in dict.fromkeys(row["change"] for row in rows):
@@ -355,7 +410,10 @@ def _stays(rows: Sequence[dict[str, Any]]) -> list[str]:
             [
                 change,
                 *(
-                    f"{cells[w]['region']:.2f} ({cells[w]['prototypes']:.2f})"
+                    ", ".join(
+                        f"{cells[w][name]:.2f}"
+                        for name in ("same_channel", "region", "prototypes")
+                    )
                     if w in cells
                     else ""
                     for w in ways

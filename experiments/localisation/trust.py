@@ -25,17 +25,18 @@ from apex_jax import (
     explain,
     faithfulness,
     look,
-    masking,
     occlusion,
     progress,
+    schemes,
     settings,
+    significance,
 )
 from apex_jax import bank as bank_lib
 from apex_jax import classifier as classifier_lib
-from experiments.localisation import variants
+from experiments.localisation import explained, variants
 
 RAW = "raw channels"
-CLASS = "class"  # all channels together
+CLASS, BY_CHANCE = "all channels", "clips at random"
 
 # A method, what finds its place, and the kind of heat.
 Heat = tuple[str, str, str]
@@ -81,13 +82,16 @@ def faithful(
         seen = first.occluded(first.look(clip.path, offset_s=clip.offset_s))
         assert seen.spectrogram is not None
         key = jax.random.fold_in(jax.random.key(seed), number)
+        by_gradient = attribution.grad_cam(
+            first, clip.path, offset_s=clip.offset_s, target=target
+        )
         heats: dict[Heat, np.ndarray] = {
-            ("random", "", "cells"): faithfulness.random_heat(key, grid),
-            ("Grad-CAM", "map", "heatmap"): attribution.grad_cam(
-                first, clip.path, offset_s=clip.offset_s, target=target
-            )
-            .channels[0]
-            .heatmap,
+            ("random", "", "heatmap"): faithfulness.random_heat(key, grid),
+            ("random", "", "regions"): faithfulness.random_heat(
+                key, grid, first.scheme
+            ),
+            ("Grad-CAM", "map", "heatmap"): by_gradient.channels[0].heatmap,
+            (CLASS, "occlusion", "heatmap"): _of_class(first, seen, target),
         }
         for name, transform in with_raw(explainers).items():
             for locate in get_args(settings.Location):
@@ -112,6 +116,16 @@ def faithful(
         }
         for (method, locate, heat), found in areas.items()
     ]
+
+
+def _of_class(explainer: explain.Explainer, seen: look.Look, target: int) -> np.ndarray:
+    """What silencing each region takes from the class's lead, as heat."""
+    classifier = explainer.classifier
+    head = evidence.head_of(classifier.head, classifier.activation, "contrastive")
+    cells = np.asarray(seen.effects[explainer.scheme].cells) @ np.asarray(
+        head.weight[target]
+    )
+    return np.asarray(explainer.grid().upsample(jax.nn.relu(jnp.asarray(cells))))
 
 
 def _heats(
@@ -140,59 +154,56 @@ def _heats(
 
 
 def masked(
-    explainers: Mapping[str, explain.Explainer],
-    clips: Sequence[data.Clip],
-    target: int,
-    *,
-    seed: int,
-    draws: int,
-    on_progress: progress.OnProgress,
+    of: explained.Explained,
+    transforms: Mapping[str, disentangle.Transform],
+    scheme: schemes.Scheme,
 ) -> list[dict[str, Any]]:
-    """What hiding the top channel's region takes from the probability, and random ones.
+    """What silencing the top channel's region takes from the probability, and others.
 
-    The masking study (method, section 8), clip by clip; random regions are of the same
-    shape and never the channel's own.
+    The masking study (method, section 8) with every other region in the place of random
+    ones: the network without a region is the head on the pooled vector less the
+    region's effect, so all of it is known.
 
     Args:
-      explainers: by name, of one classifier and scheme.
-      clips: that the network gives the class.
-      target: the class whose probability is watched.
-      seed: of the random regions.
-      draws: of them, a clip.
-      on_progress: told how many clips are done.
+      of: the classifier and its clips.
+      transforms: by the name of the way to learn them.
+      scheme: where regions lie, one region a location.
     """
-    if not clips:
-        return []
+    head, grid, effects = of.classifier.head, of.grid, of.effects[scheme]
+    assert effects.cells is not None
+    pooled = np.asarray(classifier_lib.pool(of.maps))
+    # [clip, region, chan]; along an open axis all cells have one value.
+    rows, columns = grid.regions(scheme)
+    every = np.asarray(effects.cells)[:, :rows, :columns]
+    every = every.reshape(len(pooled), rows * columns, -1)
+
+    def probability(vectors: np.ndarray) -> np.ndarray:
+        logits = np.asarray(head(vectors))
+        found = classifier_lib.probabilities(logits, of.classifier.activation)
+        return found[..., explained.PLANTED]
+
+    none = probability(pooled)
+    lost = none[:, None] - probability(pooled[:, None] - every)
     found = []
-    for name, explainer in explainers.items():
-        assert explainer.front_end is not None
-        for kind, locate in variants.ways_of(name):
-            study = masking.study(
-                jax.random.key(seed),
-                explainer.classifier,
-                explainer.transform,
-                clips,
-                explainer.front_end,
-                scheme=explainer.scheme,
-                draws=draws,
-                exclude_own=True,
-                evidence=kind,
-                locate=locate,
-                on_progress=on_progress,
-            )
-            none, own, random = (
-                classifier_lib.probabilities(logits, explainer.classifier.activation)[
-                    ..., target
-                ]
-                for logits in (study.none, study.apex, study.random)
-            )
+    for name, transform in transforms.items():
+        for kind, locate in variants.WAYS:
+            locations, _ = of.located(transform, scheme, kind, locate)
+            row, column = np.where(locations == schemes.ALL, 0, locations).T
+            own = np.arange(lost.shape[1]) == (row * columns + column)[:, None]
+            others = lost[~own].reshape(len(lost), -1)
             found.append(
                 {
                     "method": name,
                     "evidence": kind,
                     "locate": locate,
-                    "own": np.round(none - own, 6).tolist(),
-                    "random": np.round(none - random.mean(axis=0), 6).tolist(),
+                    "own": np.round(lost[own], 6).tolist(),
+                    "random": np.round(others.mean(axis=1), 6).tolist(),
+                    "p": significance.p_value(
+                        lambda kept: float(np.mean(kept)),
+                        lost[own][:, None],
+                        others.T[:, :, None],
+                        own_share=1 / lost.shape[1],
+                    ),
                 }
             )
     return found
@@ -214,15 +225,19 @@ def consistent(
     pairs = {RAW: (first, first.raw)} | {
         name: (explainer, explainer.positive) for name, explainer in explainers.items()
     }
-    for name, transform in with_raw(explainers).items():
-        explainer, bank = pairs[name]
+    transforms = with_raw(explainers)
+    banks = {}
+    for name, (explainer, bank) in pairs.items():
         # A saved explainer holds only the clips that its banks point to.
         where = np.array([place[clip.id] for clip in explainer.clips])
+        banks[name] = bank_at(bank, where)
+    # What clips taken at random have in common, on the network's own channels.
+    transforms[BY_CHANCE], shape = transforms[RAW], np.shape(banks[RAW].clip)
+    drawn = np.random.default_rng(0).integers(len(cached.clips), size=shape)
+    banks[BY_CHANCE] = dataclasses.replace(banks[RAW], clip=drawn)
+    for name, transform in transforms.items():
         measured = consistency.measure(
-            transform,
-            bank_at(bank, where),
-            cached.features.views,
-            cached.clips,
+            transform, banks[name], cached.features.views, cached.clips
         )
         found.append(
             {
