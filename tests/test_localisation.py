@@ -411,8 +411,12 @@ def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
     """With a network that was not trained, and says planted of every clip."""
 
     def untrained(folder, problem, config, patch_size):
-        shape = convnext.ConvNeXtConfig.named(
-            config.model, num_classes=2, patch_size=patch_size, layer_scale_init=1.0
+        shape = convnext.ConvNeXtConfig(
+            depths=(1, 1, 1, 1),
+            dims=(8, 8, 12, 16),
+            num_classes=2,
+            patch_size=patch_size,
+            layer_scale_init=1.0,
         )
         model = convnext.ConvNeXt(shape, rngs=nnx.Rngs(0))
         model.head.bias = nnx.Param(jnp.array([0.0, 9.0]))

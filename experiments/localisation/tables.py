@@ -143,7 +143,8 @@ def _faithful(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
         own = {name: row[name] for name in ("method", "locate", "heat")}
         for name, sign in (("deletion", -1), ("insertion", 1)):
             own[name] = interval([one[name] for one in same])
-            if row["method"] != "random":
+            several = all(len(one[name]) > 1 for one in same)
+            if row["method"] != "random" and several:
                 own[f"{name} p"] = combined(
                     [
                         faithfulness.paired_p(
