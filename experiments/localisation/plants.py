@@ -24,7 +24,7 @@ CLICK_S = 0.004
 # Of the event over what is there, root mean square; the click's peak over its peak.
 BURST_DB = (-3.0, 6.0)
 BAND_DB = (-24.0, -15.0)
-CLICK_DB = (-6.0, 3.0)
+CLICK_DB = (0.0, 9.0)
 SOUND_DB = (3.0, 12.0)
 FADE_S = 0.01
 # What a real event's band holds of its energy.
@@ -43,7 +43,7 @@ def burst(
     length = round(BURST_S * sample_rate)
     start = int(rng.integers(len(waveform) - length))
     low, high = centre - BURST_HZ / 2, centre + BURST_HZ / 2
-    noise = _faded(_noise(rng, length, sample_rate, low, high), sample_rate)
+    noise = faded(_noise(rng, length, sample_rate, low, high), sample_rate)
     gain = _rms(waveform) * _gain(rng, BURST_DB) / _rms(noise)
     planted = _added(waveform, noise * gain, start)
     return planted, pointing.Event(
@@ -84,7 +84,7 @@ def sound(
     event: Waveform,
 ) -> tuple[Waveform, pointing.Event]:
     """A real sound over another, at a random time; its band is where its energy is."""
-    event = _faded(event[: len(waveform) // 2], sample_rate)
+    event = faded(event[: len(waveform) // 2], sample_rate)
     start = int(rng.integers(len(waveform) - len(event)))
     gain = _rms(waveform) * _gain(rng, SOUND_DB) / _rms(event)
     power = np.cumsum(np.abs(np.fft.rfft(event)) ** 2)
@@ -127,7 +127,7 @@ def _noise(
     return scipy.signal.sosfilt(sos, rng.standard_normal(length + warm))[warm:]
 
 
-def _faded(waveform: Waveform, sample_rate: int) -> Waveform:
+def faded(waveform: Waveform, sample_rate: int) -> Waveform:
     """Without a click at either end."""
     length = min(round(FADE_S * sample_rate), len(waveform) // 2)
     ramp = np.sin(np.linspace(0, np.pi / 2, length, endpoint=False)) ** 2
