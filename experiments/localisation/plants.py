@@ -131,10 +131,10 @@ def faded(waveform: Waveform, sample_rate: int) -> Waveform:
     """Without a click at either end."""
     length = min(round(FADE_S * sample_rate), len(waveform) // 2)
     ramp = np.sin(np.linspace(0, np.pi / 2, length, endpoint=False)) ** 2
-    faded = waveform.copy()
-    faded[:length] *= ramp
-    faded[len(faded) - length :] *= ramp[::-1]
-    return faded
+    shaped = waveform.copy()
+    shaped[:length] *= ramp
+    shaped[len(shaped) - length :] *= ramp[::-1]
+    return shaped
 
 
 def _added(waveform: Waveform, event: Waveform, start: int) -> Waveform:
