@@ -125,8 +125,34 @@ def test_random_heat_is_an_order_of_the_cells():
     heats = [faithfulness.random_heat(jax.random.key(s), GRID) for s in (0, 0, 1)]
     np.testing.assert_array_equal(heats[0], heats[1])
     assert not np.array_equal(heats[0], heats[2])
-    assert sorted(set(heats[0].ravel())) == [0, 1, 2, 3, 4, 5, 6]
+    ranks = [0, *(n / 6 for n in range(1, 7))]
+    assert sorted(set(heats[0].ravel())) == pytest.approx(ranks)
     assert (heats[0][:4, :4] == heats[0][0, 0]).all()
+
+
+@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+def test_random_heat_has_the_regions_of_a_scheme(scheme):
+    """As the heat by rank has them, which it stands beside."""
+    heat = faithfulness.random_heat(jax.random.key(2), GRID, scheme)
+    inside = heat > 0
+    rows, columns = GRID.regions(scheme)
+    for index, size in ((0, rows), (1, columns)):
+        if scheme == "time_frequency":
+            continue
+        # Constant along an axis that is open.
+        lines = np.moveaxis(heat * inside, index, 0)
+        values = {tuple(line[line > 0]) for line in lines if line.any()}
+        assert len(values) == size
+    count = rows * columns if scheme != "time_frequency" else None
+    if count:
+        assert sorted(set(heat[inside])) == pytest.approx(
+            [n / count for n in range(1, count + 1)]
+        )
+    else:
+        of_rows, of_columns = GRID.map_shape
+        assert heat.max() == 1
+        wanted = {n / m for m in (of_rows, of_columns) for n in range(1, m + 1)}
+        assert {round(v, 6) for v in set(heat[inside])} <= {round(v, 6) for v in wanted}
 
 
 def test_p_of_pairs(rng):

@@ -212,7 +212,8 @@ def test_an_explanation_by_hand(scheme, evidence, explainers, network, clips):
                 schemes.ALL if scheme == "frequency" else column,
             )
             assert part.location == wanted
-            assert part.areas[0].box in GRID.boxes(scheme, wanted)
+            boxes = list(GRID.boxes(scheme, wanted)) if along.max() > 0 else []
+            assert [area.box for area in part.areas] == boxes
             speaks = np.maximum(weight[found.target, channel.index] * along, 0)
             heat = GRID.upsample(jnp.asarray(speaks / max(speaks.max(), 1e-30), "f4"))
             np.testing.assert_allclose(part.heatmap, heat, atol=2e-3)
@@ -234,8 +235,33 @@ def test_what_is_done_where_nothing_is_asked(explainers, clips):
     assert (found.evidence, found.locate) == ("plain", "occlusion")
 
 
+@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+def test_in_silence_there_is_nothing_to_find(scheme, explainers, network):
+    """No effect but rounding, in the clip and compiled; and so no region."""
+    explainer = explainers[scheme]
+    level = audio.silence_level(FRONT_END, np.full((1, *FRONT_END.shape), -5.0, "f4"))
+    nothing = np.full(FRONT_END.shape, float(level[0]), np.float32)
+    seen = explainer.look(nothing)
+    found = explainer.explain(seen, num_prototypes=3)
+    assert all(channel.areas == () for channel in found.channels)
+    assert not any(channel.heatmap.any() for channel in found.channels)
+    assert all(p.areas for channel in found.channels for p in channel.prototypes)
+    by_map = explainer.explain(seen, locate="map", num_prototypes=1)
+    assert all(channel.areas for channel in by_map.channels)
+    several = occlusion.effects(
+        network,
+        FRONT_END,
+        jnp.asarray(nothing[None]),
+        pooled_of(network, jnp.asarray(nothing))[None],
+        grid=GRID,
+        scheme=scheme,
+    )
+    assert not np.asarray(several.cells).any()
+
+
 def test_each_class_of_a_clip_from_one_set_of_passes(explainers, clips, monkeypatch):
-    explainer, calls = explainers["frequency"], []
+    # A new one, which has seen no clip yet.
+    explainer, calls = dataclasses.replace(explainers["frequency"]), []
     of_clip = occlusion.effects_of_clip
 
     def counted(*args, **options):
@@ -247,10 +273,30 @@ def test_each_class_of_a_clip_from_one_set_of_passes(explainers, clips, monkeypa
     once = explainer.occluded(seen)
     assert calls == ["frequency"]
     assert explainer.occluded(once) is once
+    shown = set()
     for target in range(3):
-        explainer.explain(once, target=target, locate="occlusion", num_prototypes=1)
+        found = explainer.explain(once, target=target, num_prototypes=2)
+        shown |= {p.clip.id for c in found.channels for p in c.prototypes}
     # The prototypes' clips too are occluded once each.
-    assert len(calls) <= 1 + len(clips)
+    assert len(calls) == 1 + len(shown)
+    # A clip with several classes is occluded once for all of them.
+    sigmoid = dataclasses.replace(
+        explainer,
+        classifier=dataclasses.replace(explainer.classifier, activation="sigmoid"),
+    )
+    seen = dataclasses.replace(seen, logits=np.abs(seen.logits) + 1)
+    shifted = dataclasses.replace(
+        sigmoid.classifier.head,
+        bias=sigmoid.classifier.head.bias + seen.logits - once.logits,
+    )
+    several = dataclasses.replace(
+        sigmoid, classifier=dataclasses.replace(sigmoid.classifier, head=shifted)
+    )
+    calls.clear()
+    found = several.positives(seen, num_prototypes=1)
+    assert len(found) == 3
+    shown = {p.clip.id for one in found for c in one.channels for p in c.prototypes}
+    assert len(calls) == 1 + len(shown)
 
 
 def test_what_cannot_be_silenced_is_refused(explainers, clips):
@@ -258,8 +304,11 @@ def test_what_cannot_be_silenced_is_refused(explainers, clips):
     with pytest.raises((ValueError, jaxtyping.TypeCheckError), match="locate"):
         explainer(clips[0].path, locate="gradient")
     feature_map = np.ones((F, T, CHAN), np.float32)
-    with pytest.raises(ValueError, match="known by its feature map alone"):
-        explainer.from_map(feature_map, locate="occlusion")
+    for spectrogram in (None, np.zeros(FRONT_END.shape, np.float32)):
+        given = explainer.look_at_map(feature_map, spectrogram=spectrogram)
+        assert explainer.explain(given, num_prototypes=1).locate == "map"
+        with pytest.raises(ValueError, match="known by its feature map"):
+            explainer.explain(given, locate="occlusion")
     seen = explainer.look(clips[0].path)
     stacked = jax.tree.map(lambda a: np.stack([a] * len(clips)), seen.views)
     kept = gallery.Kept(views=stacked)

@@ -458,6 +458,39 @@ def test_other_methods_negatives_and_a_failed_audit(result):
     assert "No region: the heatmap is zero everywhere" in page.text
 
 
+def test_contrastive_evidence_by_occlusion_is_said_to_be_so(result):
+    """In the caption, at each region, and in the guide; beside the paper's, both."""
+    first, *others = result.channels
+    silent = dataclasses.replace(first, areas=())
+    found = dataclasses.replace(
+        result,
+        evidence="contrastive",
+        locate="occlusion",
+        channels=(silent, *others) if others else (first, silent),
+    )
+    assert found.score == pytest.approx(2.5 - (-1.0 + 0.3) / 2)
+    page = Page(report.html(found))
+    for words in (
+        "adds to the lead of robin over the other classes, which is 2.85",
+        "87 % of the evidence for robin against the other classes. Regions are those",
+        "its score less the mean of the other classes'",
+        "the part of the sound that, silenced, takes most from the channel.",
+        "Hangs on",
+        "No region: silence takes nothing from this channel anywhere",
+        "cannot be found by silencing",
+    ):
+        assert words in page.text, words
+    for words in ("Strongest at", "A region in silence", "before it becomes"):
+        assert words not in page.text
+    both = Page(report.html([result, dataclasses.replace(found, scheme="time")]))
+    for words in (
+        "A region in silence",
+        "cannot be found by silencing",
+        ", or where that is said the part",
+    ):
+        assert words in both.text, words
+
+
 @pytest.mark.parametrize("ties", [0, 2])
 def test_ties_are_told(ties, result):
     audit = dataclasses.replace(AUDIT, near_ties=ties)

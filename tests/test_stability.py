@@ -95,6 +95,9 @@ def test_a_slower_clips_region_is_taken_back(rng):
     assert found.region == pytest.approx(1)
     assert np.isnan(found.heat)
     assert stability.compare(one, slower).region < 0.9
+    # A band as long as the clip is so whatever lasts longer in it.
+    band = explanation_of(rng, boxes=(box(2.0, 4.0, 0.0, 8.0),))
+    assert stability.compare(band, band, stretch=1.1).region == pytest.approx(1)
 
 
 def test_what_cannot_be_compared(rng):
