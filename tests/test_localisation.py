@@ -10,8 +10,8 @@ import pytest
 import soundfile
 from flax import nnx
 
+from apex_jax import checkpoint, data, disentangle, schemes
 from apex_jax import classifier as classifier_lib
-from apex_jax import data, disentangle, schemes
 from apex_jax.models import convnext
 from experiments import methods
 from experiments.localisation import (
@@ -23,6 +23,7 @@ from experiments.localisation import (
     scoring,
     tables,
     trust,
+    tuning,
     variants,
 )
 
@@ -420,6 +421,9 @@ def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
         )
         model = convnext.ConvNeXt(shape, rngs=nnx.Rngs(0))
         model.head.bias = nnx.Param(jnp.array([0.0, 9.0]))
+        checkpoint.save_classifier(
+            folder, model, activation=problem.activation, **methods._about(problem)
+        )
         return model
 
     monkeypatch.setattr(methods, "train_convnext", untrained)
@@ -450,6 +454,29 @@ def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
     again = run.main(config)
     assert "finished before" in capsys.readouterr().out
     assert again["events"] == results["events"]
+    for picture in ("burst/consistency.png", "burst/seed0/regions.png"):
+        assert (tmp_path / "run" / picture).stat().st_size > 10_000
+
+    changes = {"as it is": {}, "another": {"algorithm": "muon"}}
+    monkeypatch.setattr(tuning, "CHANGES", changes)
+    seed = tmp_path / "run" / "burst" / "seed0"
+    tuned = tuning.main(tuning.Config(run=seed, optimise=config.optimise))
+    assert [row["name"] for row in tuned["settings"]] == list(changes)
+    for row in tuned["settings"]:
+        assert len(row["seconds"]) == 2
+        assert len(row["round_epochs"]) == len(row["round_purity"])
+    # The same way to learn U as the experiment's own.
+    own = next(
+        row
+        for row in results["events"]["burst"]["rows"]
+        if (row["method"], row["scheme"], row.get("locate"))
+        == ("paper", "square", "occlusion")
+    )
+    assert tuned["settings"][0]["hit"] == pytest.approx(own["scores"]["both"][0])
+    assert "| as it is |" in (seed / "tuning.md").read_text()
+    assert (seed / "tuning.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="no finished folder of an event"):
+        tuning.main(tuning.Config(run=tmp_path))
 
 
 def test_what_cannot_work():
