@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apex_jax import disentangle, explanation, plot, pointing, schemes
-from experiments.localisation import explained, scoring, variants
+from experiments.localisation import explained, scoring, trust, variants
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +111,9 @@ def consistency(parts: Sequence[Mapping[str, Any]]) -> Figure:
             known = of_all[~np.isnan(of_all)]
             if not known.size:
                 continue
-            colour = "0.45" if place == 0 else "C0"
+            # Grey for what U has no part in.
+            without = names[place] in (trust.RAW, trust.BY_CHANCE)
+            colour = "0.45" if without else "C0"
             if np.ptp(known) > 0:
                 drawn = axes.violinplot(
                     known, [place], orientation="horizontal", widths=0.85,
@@ -127,7 +129,9 @@ def consistency(parts: Sequence[Mapping[str, Any]]) -> Figure:
             chance = np.mean([part["consistent"][0]["chance"] for part in parts])
             axes.axvline(float(chance), color="0.3", linestyle=":", linewidth=1)
         axes.set_title(title, fontsize=plot.TITLE)
-        axes.set_xlim(-1.02 if kind != "same_class" else -0.02, 1.02)
+        least = 0 if kind == "same_class" else -1
+        axes.set_xlim(least - 0.02, 1.02)
+        axes.set_xticks(np.linspace(least, 1, 5))
         axes.tick_params(labelsize=plot.CAPTION)
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(names)), names)
