@@ -215,9 +215,7 @@ def _clips(
             planted, found = plants.sound(rng, waveform, rate, cut)
         else:
             plant = {"burst": plants.burst, "band": plants.band, "click": plants.click}
-            # A burst has a band of its own, an artefact one for the whole corpus.
-            own = plants.centre_hz(rng, rate) if event == "burst" else centre
-            planted, found = plant[event](rng, waveform, rate, own)
+            planted, found = plant[event](rng, waveform, rate, centre)
         # Clean clips too are turned down as if they had the event.
         gain = min(1.0, 0.99 / float(np.abs(planted).max()))
         yield (gain * planted, found) if number % 2 else (gain * waveform, None)

@@ -50,8 +50,8 @@ class Config(options.Common):
     ] = None
     """ESC-10, one folder a class: its short sounds are planted in its long ones."""
     events: tuple[Event, ...] = ("burst", "band", "click", "sound")
-    """What is planted: a burst of noise in a band of its own; a band that is there all
-    the time, in all clips the same; a click; a real sound over another."""
+    """What is planted: a burst of noise in a band; a band that is there all the time; a
+    click; a real sound over another. A seed has one band."""
     seeds: int = 3
     """Corpora, trainings and optimisations of each event, from --seed on."""
     clips: tuple[int, int, int] = (800, 160, 240)
@@ -70,7 +70,7 @@ class Config(options.Common):
     """Test clips that are disturbed: noise, speed, pitch, encoding."""
     patch_size: int = 2
     """Of the ConvNeXt's stem: half the published one, for cells of half the size."""
-    train: settings.Training = settings.Training(epochs=6)
+    train: settings.Training = settings.Training(epochs=10)
     """Training of the classifier."""
     # What all experiments share but this one has no use for, and so does not take.
     scheme: tyro.conf.Suppress[options.Scheme] = "frequency"

@@ -32,7 +32,7 @@ ENERGY = 0.9
 
 
 def centre_hz(rng: np.random.Generator, sample_rate: int) -> float:
-    """The middle of a band, from 0.1 to 0.35 of the sample rate."""
+    """Where a corpus has its band, from 0.1 to 0.35 of the sample rate."""
     return float(rng.uniform(0.1, 0.35) * sample_rate)
 
 
