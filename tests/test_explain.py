@@ -475,16 +475,22 @@ def test_no_more_than_a_chunk_at_a_time(explainer, monkeypatch):
     assert max(count for count, _ in sizes) == 2
     # The clips that have been seen are not looked at again.
     before = len(sizes)
-    explainer(explainer.clips[4].path, num_channels=3)
+    explainer(explainer.clips[4].path, num_channels=3, locate="map")
     assert sizes[before:] == [(1, 1)]
+    # By occlusion the clip's own regions are silenced: three rows and four columns.
+    before = len(sizes)
+    explainer(explainer.clips[4].path, num_channels=3)
+    assert sizes[before:] == [(1, 1), (2, 2), (1, 2), (2, 2), (2, 2)]
 
 
 def test_prototypes_kept_in_memory_are_few(explainer, monkeypatch):
     monkeypatch.setattr(gallery, "RECENT_CLIPS", 3)
+    monkeypatch.setattr(gallery, "RECENT_EFFECTS", 4)
     explainer = dataclasses.replace(explainer, chunk_size=2)
     for clip in explainer.clips[:3]:
         explainer(clip.path, num_channels=CHAN)
     assert len(explainer._gallery._recent) == 3
+    assert len(explainer._gallery._effects) == 4
 
 
 # --- classifiers of several classes a clip

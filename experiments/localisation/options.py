@@ -24,6 +24,8 @@ SPEECH = frontend.FrontEnd(
     mean=-32.0,
     std=16.0,
 )
+# A window of 32 ms instead of 64: it spreads a click of 4 ms over a quarter of a cell.
+CLICKS = dataclasses.replace(SPEECH, n_fft=256)
 SOUNDS = dataclasses.replace(
     SPEECH,
     sample_rate=16000,
@@ -98,4 +100,4 @@ class Config(options.Common):
 
     def front_end_of(self, event: Event) -> frontend.FrontEnd:
         """Settings of the spectrogram of an event's clips."""
-        return SOUNDS if event == "sound" else SPEECH
+        return {"sound": SOUNDS, "click": CLICKS}.get(event, SPEECH)
