@@ -171,6 +171,24 @@ def heatmap(
     return grid.upsample(cells / jnp.where(largest > 0, largest, 1.0))
 
 
+def placed(
+    head: classifier_lib.LinearHead,
+    transform: disentangle.Transform,
+    views: schemes.Views,
+    channel: Int[Array, ""],
+    target: Int[Array, ""],
+    *,
+    scheme: schemes.Scheme,
+    grid: schemes.Grid,
+) -> tuple[Int[Array, "2"], Float[Array, "rows frames"], Float[Array, ""]]:
+    """A channel's location by a scheme, its heatmap, its largest value. Unbatched."""
+    return (
+        schemes.locate(scheme, views, transform.matrix[channel]),
+        heatmap(head, transform, views, channel, target, grid=grid),
+        jnp.max(channel_map(transform, views, channel)),
+    )
+
+
 def _scaled_sum(
     weight: Float[Array, ""], cells: Float[Array, "*map"], bias: Float[Array, ""]
 ) -> Float[Array, "*map"]:

@@ -66,10 +66,9 @@ def _channels(
     """Location and heatmap of several channels of one clip, and the largest value."""
 
     def one(channel):
-        location = schemes.locate(scheme, views, transform.matrix[channel])
-        heat = evidence_lib.heatmap(head, transform, views, channel, target, grid=grid)
-        largest = jnp.max(evidence_lib.channel_map(transform, views, channel))
-        return location, heat, largest
+        return evidence_lib.placed(
+            head, transform, views, channel, target, scheme=scheme, grid=grid
+        )
 
     return jax.vmap(one)(channels)
 

@@ -189,10 +189,8 @@ def _placed(
     """Location, heatmap and largest value of one channel of each of several clips."""
 
     def one(views, channel):
-        return (
-            schemes.locate(scheme, views, transform.matrix[channel]),
-            evidence.heatmap(head, transform, views, channel, target, grid=grid),
-            jnp.max(evidence.channel_map(transform, views, channel)),
+        return evidence.placed(
+            head, transform, views, channel, target, scheme=scheme, grid=grid
         )
 
     return jax.vmap(one)(views, channels)

@@ -81,6 +81,7 @@ def main(config: options.Config) -> dict[str, Any]:
         "skipped_files": runs.gather_skipped(output, [output / name for name in table]),
         **results_lib.how(config, mesh, stages),
     }
+    results_lib.write(output, "table1", results, tables.FORMS, tables.terminal(table))
     absent = [name for name in wavefake_corpus.VOCODERS if name not in corpus.fake]
     if left_out or absent:
         runs.report(
@@ -89,7 +90,6 @@ def main(config: options.Config) -> dict[str, Any]:
             f"{len(corpus.fake)}; not trained on: {', '.join(left_out) or 'none'}",
         )
     runs.say(f"seconds     {progress.in_words(results)}")
-    results_lib.write(output, "table1", results, tables.FORMS, tables.terminal(table))
     return results
 
 
