@@ -11,6 +11,7 @@ is drawn for each clip.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +102,7 @@ def power(
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(place)
     sound_keys, mask_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     waveform, kept = jax.vmap(
-        lambda key, *arrays: sound(key, config, *arrays),
+        lambda key, *arrays: sound(key, config, front_end.sample_rate, *arrays),
     )(sound_keys, waveform, background, has_background)
     value = spectrogram.power(front_end, waveform)
     if config.freq_mask or config.time_mask:
@@ -113,6 +114,7 @@ def power(
 def sound(
     key: Key[Array, ""],
     config: Config,
+    sample_rate: int,
     waveform: Float[Array, " sample"],
     background: Float[Array, " sample"] | None,
     has_background: Bool[Array, ""] | None,
@@ -124,6 +126,7 @@ def sound(
     Args:
       key: of this clip in this step.
       config: the chances.
+      sample_rate: in hertz.
       waveform: `[sample]`.
       background: a recording, `[sample]`; None where there are none.
       has_background: False where it could not be read.
@@ -142,7 +145,7 @@ def sound(
         happens = _happens(next(keys), config.background) & has_background
         waveform = jnp.where(happens, added, waveform)
     if config.noise:
-        noise = coloured(colour_key, len(waveform), config.noise_exponent)
+        noise = coloured(colour_key, len(waveform), sample_rate, config.noise_exponent)
         added = _at(noise_key, waveform, noise, config.noise_snr_db)
         waveform = jnp.where(_happens(next(keys), config.noise), added, waveform)
     if config.gain:
@@ -157,15 +160,22 @@ def sound(
 
 
 def coloured(
-    key: Key[Array, ""], length: int, exponent: Range
+    key: Key[Array, ""], length: int, sample_rate: int, exponent: Range
 ) -> Float[Array, " sample"]:
-    """Noise whose power falls as frequency to a random exponent."""
+    """Noise whose amplitude falls with frequency to a random exponent.
+
+    It is divided by `1 + (sqrt(s / 2) - 1) f / (s / 2)` to the exponent, `f` in hertz
+    and `s` the sample rate, so that it is white below about 130 Hz (at 32 kHz) and the
+    rest is heard: as torch-audiomentations' AddColoredNoise has it.
+    """
     exponent_key, noise_key = jax.random.split(key)
     spectrum = jnp.fft.rfft(jax.random.normal(noise_key, (length,)))
-    # From bin 1 on: at frequency zero a negative power would have no end.
-    frequency = jnp.maximum(jnp.arange(len(spectrum)), 1) / len(spectrum)
-    power = _uniform(exponent_key, exponent)
-    return jnp.fft.irfft(spectrum * frequency ** (-power / 2), n=length)
+    nyquist = sample_rate / 2
+    of_nyquist = jnp.arange(len(spectrum)) * (2 / length)
+    falling = 1 + (math.sqrt(nyquist) - 1) * of_nyquist
+    return jnp.fft.irfft(
+        spectrum * falling ** -_uniform(exponent_key, exponent), n=length
+    )
 
 
 def masked(

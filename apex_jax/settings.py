@@ -199,7 +199,8 @@ class Augmentation:
       background_snr_db: range.
       noise: coloured noise is added.
       noise_snr_db: range.
-      noise_exponent: range; power falls as frequency to this, 0 white, 1 pink.
+      noise_exponent: range; amplitude falls with frequency to this, 0 white, about
+        0.5 pink.
       gain: louder or softer.
       gain_db: range.
       no_call: background in the clip's place, and no class; needs classes that are

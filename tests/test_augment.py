@@ -1,6 +1,7 @@
 """Augmentation: each change against plain NumPy, chances, levels, classes, masks."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +104,14 @@ def changed(clip, seed=0, behind=None, **changes):
     config = settings.Augmentation(**changes)
     has = None if behind is None else jnp.asarray(True)
     behind = None if behind is None else jnp.asarray(behind)
-    out = augment.sound(jax.random.key(seed), config, jnp.asarray(clip), behind, has)
+    out = augment.sound(
+        jax.random.key(seed),
+        config,
+        FRONT_END.sample_rate,
+        jnp.asarray(clip),
+        behind,
+        has,
+    )
     return np.asarray(out[0]), bool(out[1])
 
 
@@ -145,21 +153,30 @@ def test_no_call_takes_the_clip_and_its_classes(clips):
 def test_background_that_could_not_be_read_is_not_added(clips):
     config = settings.Augmentation(background=1.0, no_call=1.0)
     out, kept = augment.sound(
-        jax.random.key(0), config, *map(jnp.asarray, (clips[0], clips[1], False))
+        jax.random.key(0),
+        config,
+        FRONT_END.sample_rate,
+        *map(jnp.asarray, (clips[0], clips[1], False)),
     )
     np.testing.assert_array_equal(out, clips[0])
     assert kept
 
 
 @pytest.mark.parametrize("exponent", [-2.0, 0.0, 1.0, 2.0])
-def test_coloured_noise_falls_with_frequency(exponent):
-    noise = jax.jit(augment.coloured, static_argnums=(1, 2))(
-        jax.random.key(1), 2**16, (exponent, exponent)
+@pytest.mark.parametrize("seconds", [1, 4])
+def test_coloured_noise_falls_with_frequency(exponent, seconds):
+    """By band, as the mask of torch-audiomentations has it for one second."""
+    rate = 16_000
+    noise = jax.jit(augment.coloured, static_argnums=(1, 2, 3))(
+        jax.random.key(1), seconds * rate, rate, (exponent, exponent)
     )
     power = np.abs(np.fft.rfft(noise)) ** 2
-    at = np.arange(1, len(power))
-    slope = np.polyfit(np.log(at[50:]), np.log(power[1:][50:]), 1)[0]
-    assert slope == pytest.approx(-exponent, abs=0.05)
+    mask = np.linspace(1, np.sqrt(rate / 2), rate // 2 + 1) ** -exponent
+    bands = (0, 50, 200, 1000, 3000, 8000)
+    for low, high in itertools.pairwise(bands):
+        found = power[low * seconds : high * seconds].mean() / power.mean()
+        wanted = np.mean(mask[low:high] ** 2) / np.mean(mask**2)
+        assert found == pytest.approx(wanted, rel=0.4 if high == 50 else 0.25)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ The sounds are synthetic; the layouts are those of the release.
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -69,9 +70,10 @@ def told(part, root):
     )
 
 
-@pytest.mark.parametrize("split", ["train", "test_5s"])
-def test_every_layout_gives_the_same_clips(split, copies):
-    name = "XCM" if split == "train" else "HSN"
+@pytest.mark.parametrize(
+    ("name", "split"), [("XCM", "train"), ("HSN", "train"), ("HSN", "test_5s")]
+)
+def test_every_layout_gives_the_same_clips(name, split, copies):
     parts = [read(copies / layout, name, split) for layout in LAYOUTS]
     first = told(parts[0], copies)
     assert len(first) > 6
@@ -82,6 +84,117 @@ def test_every_layout_gives_the_same_clips(split, copies):
         for part in parts
     ]
     assert waves[0] == waves[1] == waves[2]
+
+
+def test_copies_are_as_the_release_is(copies):
+    """Files and columns; soundscapes are there, and are no clips."""
+    names = {p.name for p in (copies / "archives" / "HSN").iterdir()}
+    wanted = {f"HSN_metadata_{split}.parquet" for split in ("train", "test", "test_5s")}
+    for part in ("train", "test", "test5s"):
+        wanted |= {f"HSN_{part}_shard_000{i}.tar.gz" for i in (1, 2)}
+    assert names - {"extracted"} == wanted
+    names = {p.name for p in (copies / "archives" / "XCM").iterdir()}
+    assert {"XCM_metadata.parquet", "XCM_shard_0001.tar.gz"} <= names
+    table = copies / "embedded" / "HSN" / "test_5s" / "0000.parquet"
+    assert len(pyarrow.parquet.read_schema(table).names) == 29
+    test = copies / "files" / "HSN" / "HSN_metadata_test.parquet"
+    rows = pyarrow.parquet.read_table(test).to_pylist()
+    (soundscape,) = {row["filepath"] for row in rows}
+    assert (copies / "files" / "HSN" / "audio" / soundscape).exists()
+    assert len(rows) > 4
+    for layout in LAYOUTS:
+        part = read(copies / layout, "HSN", "test_5s")
+        assert soundscape not in {clip.path.name for clip in part.clips}
+        own = read(copies / layout, "HSN", "train")
+        every = {clip.path.name for clip in read(copies / layout).clips}
+        assert {clip.path.name for clip in own.clips} < every
+
+
+def ogg(waveform):
+    file = io.BytesIO()
+    soundfile.write(file, waveform, 32_000, format="OGG", subtype="VORBIS")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("split", ["train", "test_5s"])
+def test_files_that_cannot_be_decoded_are_left_out(layout, split, tmp_path):
+    """As BirdSet's NES has them; one in stereo is mixed down."""
+    rng = np.random.default_rng(0)
+    at = np.arange(5 * 32_000)[:, None] / 32_000
+    stereo = 0.4 * np.sin(2 * np.pi * np.array([500.0, 900.0]) * at)
+    sounds = {
+        "empty.ogg": b"",
+        "cut.ogg": ogg(stereo)[:60],
+        "noise.ogg": rng.bytes(4000),
+        "stereo.ogg": ogg(stereo),
+        "mono.ogg": ogg(stereo[:, 0]),
+    }
+    row = {"ebird_code": "a", "ebird_code_multilabel": ["a"], "length": 5}
+    config = make_copy.Config(sounds=tmp_path, output=tmp_path, layout=layout)
+    make_copy._write(
+        config,
+        "HSN",
+        split,
+        [({**row, "filepath": name}, (name, one)) for name, one in sounds.items()],
+    )
+    log = data.SkipLog()
+    part = corpus.read(
+        tmp_path, "HSN", split, NAMES, own_names=NAMES, skip_log=log
+    )  # fmt: skip
+    front_end = audio.FrontEnd(
+        sample_rate=32_000, clip_s=5.0, n_fft=1024, hop_length=320, n_mels=64
+    )
+    read_in = {}
+    for batch in data.batches(part.clips, front_end, batch_size=2, skip_log=log):
+        for index, wave, valid in zip(
+            batch["index"], batch["waveform"], batch["valid"], strict=True
+        ):
+            if valid:
+                read_in[part.clips[index].path.name] = wave
+    assert set(read_in) == {"stereo.ogg", "mono.ogg"}
+    left_out = {Path(path).name for path, _ in log.entries()}
+    assert left_out == {"empty.ogg", "cut.ogg", "noise.ogg"}
+    np.testing.assert_allclose(read_in["stereo.ogg"], stereo.mean(axis=1), atol=0.05)
+
+
+def test_a_damaged_table_of_several_is_noted(copies, tmp_path):
+    """Its sounds too; the others are used."""
+    root = tmp_path / "copy"
+    shutil.copytree(copies / "embedded", root)
+    folder = root / "HSN" / "train"
+    whole = read(root, "HSN", "train")
+    second = folder / "0001.parquet"
+    second.write_bytes(second.read_bytes()[:200])
+    log = data.SkipLog()
+    part = read(root, "HSN", "train", skip_log=log)
+    assert 0 < len(part.clips) < len(whole.clips)
+    assert [Path(path).name for path, _ in log.entries()] == ["0001.parquet"]
+    assert "cannot be read as parquet" in log.entries()[0][1]
+
+
+def test_damaged_sounds_in_a_table_are_noted(copies, tmp_path):
+    """Rows that can be read, of sounds that cannot."""
+    root = tmp_path / "copy"
+    shutil.copytree(copies / "embedded", root)
+    shutil.rmtree(root / "HSN" / "extracted", ignore_errors=True)
+    file = root / "HSN" / "train" / "0000.parquet"
+    column = pyarrow.parquet.ParquetFile(file).metadata.row_group(0)
+    at = next(
+        column.column(i)
+        for i in range(column.num_columns)
+        if column.column(i).path_in_schema == "audio.bytes"
+    )
+    content = bytearray(file.read_bytes())
+    first = at.dictionary_page_offset or at.data_page_offset
+    content[first : first + 200] = bytes(200)
+    file.write_bytes(content)
+    log = data.SkipLog()
+    part = read(root, "HSN", "train", skip_log=log)
+    assert part.clips
+    reasons = {Path(path).name: reason for path, reason in log.entries()}
+    assert "broken archive" in reasons["0000.parquet"]
+    assert "missing from the copy" in reasons.values()
 
 
 def test_labels_are_positions_in_the_list_asked_for(copies):
@@ -206,7 +319,7 @@ def small(root, rows, split="train", skip_log=None, names=NAMES):
 def test_what_real_copies_lack_is_tolerated(tmp_path):
     folder = tmp_path / "HSN"
     folder.mkdir()
-    for name in ("whole", "nulls", "unknown", "partly"):
+    for name in ("whole", "nulls", "unknown", "partly", "holes"):
         tone(folder / f"{name}.ogg")
     base = {
         "filepath": "whole.ogg",
@@ -226,6 +339,10 @@ def test_what_real_copies_lack_is_tolerated(tmp_path):
         {**base, "filepath": "unknown.ogg", "ebird_code": "zz",
          "ebird_code_multilabel": ["zz"]},
         {**base, "filepath": "partly.ogg", "ebird_code_multilabel": ["a", "zz", "b"]},
+        {**base, "filepath": None},
+        {**base, "filepath": "holes.ogg", "ebird_code": None,
+         "ebird_code_multilabel": [None, "b"], "detected_events": [[100.0, 103.0]],
+         "event_cluster": [0]},
     ]  # fmt: skip
     log = data.SkipLog()
     part = small(tmp_path, rows, skip_log=log)
@@ -233,10 +350,18 @@ def test_what_real_copies_lack_is_tolerated(tmp_path):
         ("whole.ogg", (0,)),
         ("nulls.ogg", (0,)),
         ("partly.ogg", (0, 1)),
+        ("holes.ogg", (1,)),
     ]
     assert part.clips[1].within == (0.0, 6.5)  # the first five seconds, widened
+    # The event lies beyond the end: the last seconds of what is there.
+    assert part.clips[3].within == (0.0, 6.0)
+    assert part.clips[3].offset_s == 1.0
     assert part.unknown == {"zz": 2}
-    assert [path.rpartition("/")[2] for path, _ in log.entries()] == ["missing.ogg"]
+    assert [path.rpartition("/")[2] for path, _ in log.entries()] == [
+        "HSN_metadata_train.parquet",
+        "missing.ogg",
+    ]
+    assert "row 5 has neither" in log.entries()[0][1]
 
 
 def test_test_clips_without_a_known_bird_are_kept(tmp_path):

@@ -21,6 +21,7 @@ from experiments.localisation import (
     plants,
     run,
     scoring,
+    summary,
     tables,
     trust,
     tuning,
@@ -356,7 +357,7 @@ def test_seeds_are_matched_by_what_a_row_is_of():
          "random": [0.1], "p": 0.04}
         for name, own in (("one", 0.2), ("other", 0.8))
     ]  # fmt: skip
-    found = tables._masked([rows, rows[::-1]])
+    found = summary._masked([rows, rows[::-1]])
     assert [row["method"] for row in found] == ["one", "other"]
     assert [row["own"][0] for row in found] == [0.2, 0.8]
     x = -2 * 2 * np.log(0.04)  # Fisher; chi squared of four degrees of freedom
@@ -365,15 +366,42 @@ def test_seeds_are_matched_by_what_a_row_is_of():
 
 def test_the_interval_of_a_known_mean(rng):
     values = [rng.integers(0, 2, size=400) for _ in range(3)]
-    mean, low, high = tables.interval(values)
+    mean, low, high = summary.interval(values)
     assert mean == pytest.approx(np.mean([v.mean() for v in values]))
     width = np.sqrt(np.var(np.concatenate(values)) / 1200)
     assert mean - 6 * width < low < mean - width
     assert mean + width < high < mean + 6 * width
-    assert tables.interval([[1.0] * 5]) == (1, 1, 1)
+    assert summary.interval([[1.0] * 5]) == (1, 1, 1)
     # Seeds that disagree make it wide, however many clips there are.
-    _, low, high = tables.interval([np.zeros(1000), np.ones(1000)])
+    _, low, high = summary.interval([np.zeros(1000), np.ones(1000)])
     assert (low, high) == (0, 1)
+
+
+def test_hits_are_compared_clip_by_clip():
+    """As the method that is compared with has them, on the clips that a row is of."""
+
+    def row(method, hits, **way):
+        return {
+            "method": method,
+            "scheme": "time",
+            "scores": {"time": hits, "both": hits},
+            **way,
+        }
+
+    reference = row(**{**summary.REFERENCE, "hits": [1, 1, 0, 1]})
+    same, fewer = row("CAM", [1, 0, 0, 1]), row("LIME", [0, 1])
+    part = {
+        "rows": [reference, same, fewer, {**same, "scheme": "square"}],
+        "fits": ["time", "time"], "accuracy": 1.0, "clips": 4,
+        "learned": [], "faithful": [], "masked": [], "consistent": [], "stable": [],
+    }  # fmt: skip
+    ahead = [row["ahead"] for row in summary.of([part, part])["rows"]]
+    assert ahead[0] == (0, 0, 0)
+    assert [found[0] for found in ahead[1:3]] == [0.25, 0.5]
+    assert ahead[1][1:] == pytest.approx((0, 0.625), abs=0.13)
+    assert ahead[3] is None
+    alone = summary.of([{**part, "rows": [same]}])
+    assert alone["rows"][0]["ahead"] is None
 
 
 def test_all_events_at_a_glance():
@@ -458,7 +486,7 @@ def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
         assert (tmp_path / "run" / picture).stat().st_size > 10_000
 
     changes = {"as it is": {}, "another": {"algorithm": "muon"}}
-    monkeypatch.setattr(tuning, "CHANGES", changes)
+    monkeypatch.setattr(tuning, "CHANGES", {"optimiser": changes})
     seed = tmp_path / "run" / "burst" / "seed0"
     tuned = tuning.main(tuning.Config(run=seed, optimise=config.optimise))
     assert [row["name"] for row in tuned["settings"]] == list(changes)
@@ -473,8 +501,8 @@ def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
         == ("paper", "square", "occlusion")
     )
     assert tuned["settings"][0]["hit"] == pytest.approx(own["scores"]["both"][0])
-    assert "| as it is |" in (seed / "tuning.md").read_text()
-    assert (seed / "tuning.png").stat().st_size > 10_000
+    assert "| as it is |" in (seed / "optimiser.md").read_text()
+    assert (seed / "optimiser.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match="no finished folder of an event"):
         tuning.main(tuning.Config(run=tmp_path))
 

@@ -97,15 +97,15 @@ def read(
       event_limit: the same.
       seed: of which events are kept.
       unpack_dir: where archives are unpacked; None: in the subset's folder.
-      skip_log: takes the sounds that are missing and the archives that are broken.
+      skip_log: takes sounds that are missing, rows without a name, archives that are
+        broken, and of several tables those that are.
 
     Raises:
       ValueError: there is no such subset, or it is not as BirdSet's are, or none of
         its sounds is there.
     """
     folder = root / name
-    tables = _tables(folder, name, split)
-    rows = list(itertools.chain.from_iterable(_rows(t, own_names) for t in tables))
+    tables, rows = _read(_tables(folder, name, split), own_names, skip_log)
     into = folder / "extracted" if unpack_dir is None else unpack_dir / name
     unpack.sounds(folder, name, split, tables, into, skip_log)
     sounds = _sounds((folder, into))
@@ -226,36 +226,57 @@ def _tables(folder: Path, name: str, split: Split) -> list[Path]:
     )
 
 
-def _rows(table: Path, own_names: Sequence[str]) -> Iterator[Row]:
+def _read(
+    tables: Sequence[Path], own_names: Sequence[str], skip_log: data.SkipLog
+) -> tuple[list[Path], list[Row]]:
+    """The tables that can be read, and their rows; of one table that must be all."""
     import pyarrow
+
+    readable, rows = [], []
+    for table in tables:
+        try:
+            rows += list(_rows(table, own_names, skip_log))
+            readable.append(table)
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = f"cannot be read as parquet: {str(error)[:200]}"
+            if len(tables) == 1:
+                raise ValueError(f"{table} {reason}") from error
+            skip_log.add(audio.AudioError(table, reason))
+    return readable, rows
+
+
+def _rows(
+    table: Path, own_names: Sequence[str], skip_log: data.SkipLog
+) -> Iterator[Row]:
+    """Rows that name a sound."""
     import pyarrow.parquet
 
-    try:
-        file = pyarrow.parquet.ParquetFile(table)
-        columns = [c for c in (*COLUMNS, "audio") if c in file.schema_arrow.names]
-        # Only the path of embedded sounds: their bytes are read when unpacked.
-        wanted = [c if c != "audio" else "audio.path" for c in columns]
-        batches = file.iter_batches(columns=wanted)
-        for row in itertools.chain.from_iterable(b.to_pylist() for b in batches):
-            yield _row(row, own_names, table)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{table} cannot be read as parquet: {str(error)[:200]}"
-        ) from error
+    file = pyarrow.parquet.ParquetFile(table)
+    columns = [c for c in (*COLUMNS, "audio") if c in file.schema_arrow.names]
+    # Only the path of embedded sounds: their bytes are read when unpacked.
+    wanted = [c if c != "audio" else "audio.path" for c in columns]
+    batches = file.iter_batches(columns=wanted)
+    every = itertools.chain.from_iterable(b.to_pylist() for b in batches)
+    for number, row in enumerate(every):
+        sound = row.get("audio") or {}
+        if path := row.get("filepath") or sound.get("path"):
+            yield _row(row, str(path), own_names, table)
+        else:
+            reason = f"row {number} has neither a filepath nor an audio path"
+            skip_log.add(audio.AudioError(table, reason))
 
 
-def _row(row: dict[str, Any], own_names: Sequence[str], table: Path) -> Row:
-    sound = row.get("audio")
-    path = row.get("filepath") or (sound.get("path") if sound else None)
-    if not path:
-        raise ValueError(f"{table}: a row has neither a filepath nor an audio path")
-    codes = [_code(c, own_names, table) for c in row.get("ebird_code_multilabel") or ()]
+def _row(row: dict[str, Any], path: str, own_names: Sequence[str], table: Path) -> Row:
+    several = row.get("ebird_code_multilabel") or ()
+    codes = [_code(c, own_names, table) for c in several if not _is_null(c)]
     own = row.get("ebird_code")
-    if own is not None:
+    if not _is_null(own):
         own = _code(own, own_names, table)
         codes = codes or [own]
+    else:
+        own = None
     return Row(
-        file=os.path.basename(str(path).replace("\\", "/")),
+        file=os.path.basename(path.replace("\\", "/")),
         codes=tuple(codes),
         code=own or (codes[0] if codes else ""),
         start_s=_seconds(row.get("start_time")) or 0.0,
@@ -273,6 +294,11 @@ def _code(value: Any, own_names: Sequence[str], table: Path) -> str:
     if not 0 <= value < len(own_names):
         raise ValueError(f"{table}: class {value} of {len(own_names)}; codes expected")
     return own_names[value]
+
+
+def _is_null(value: Any) -> bool:
+    """Also what pandas writes for nothing."""
+    return value is None or value != value
 
 
 def _seconds(value: Any) -> float | None:

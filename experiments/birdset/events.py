@@ -121,7 +121,9 @@ def window(span: Span, length_s: float | None) -> Span:
     start, end = span
     wider = max(0.0, WINDOW_S - (end - start)) / 2
     last = np.inf if length_s is None else length_s
-    return max(0.0, start - wider), min(last, end + wider)
+    first, end = max(0.0, start - wider), min(last, end + wider)
+    # An event beyond the end, as damaged metadata have them: the end of what is there.
+    return (first, end) if first < end else (max(0.0, end - WINDOW_S), end)
 
 
 def middle(span: Span, clip_s: float, length_s: float | None) -> float:

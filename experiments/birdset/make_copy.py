@@ -5,9 +5,11 @@
 
 Whoever has not the 480 GB of BirdSet can run the experiment on what they have, and the
 tests do. Sounds become Ogg Vorbis at 32 kHz, folders become birds. There are recordings
-to train on (XCM), whose loudest second is their event, and annotated clips of five
-seconds to validate on (POW) and to test on (the other subsets): of one bird, of two at
-once, of none.
+to train on (XCM; every third one also a subset's own), whose loudest second is their
+event, and annotated clips of five seconds to validate on (POW) and to test on (the
+other subsets): of one bird, of two at once, of none. As in the release, clips are cut
+from soundscapes that lie beside them (split test), which the experiment must not take
+for clips.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from apex_jax import audio, data, dataset
 from experiments import command
 
 Layout = Literal["archives", "files", "embedded"]
-Sound = tuple[str, bytes]
+# What a table says of a sound, as far as it is known, and the sound: name and bytes.
+Entry = tuple[dict[str, Any], tuple[str, bytes]]
 
 RATE = 32_000
 CLIP_S = 5.0
@@ -63,10 +66,14 @@ def main(config: Config) -> None:
     shares = [0.6, *[0.4 / len(tests)] * len(tests)]
     parts = dataset.split(clips, shares, num_classes=len(names), seed=config.seed)
     rng = np.random.default_rng(config.seed)
-    _write(config, "XCM", "train", list(_recordings(parts[0], codes, rng)))
+    recordings = list(_recordings(parts[0], codes, rng))
+    _write(config, "XCM", "train", recordings)
     lists = {"XCM": [*codes, "nobird1"]}  # a class that has no recordings
     for name, part in zip(tests, parts[1:], strict=True):
-        _write(config, name, "test_5s", list(_clips(name, part, codes, rng)))
+        each, soundscape = _clips(name, part, codes, rng)
+        _write(config, name, "train", recordings[::3])
+        _write(config, name, "test", soundscape)
+        _write(config, name, "test_5s", each)
         # In an order of its own, and with a class that has no positives.
         lists[name] = [str(c) for c in rng.permutation(lists["XCM"])]
     folder = config.output / "labels"
@@ -89,7 +96,7 @@ def _codes(names: Sequence[str]) -> list[str]:
 
 def _recordings(
     clips: Sequence[data.Clip], codes: Sequence[str], rng: np.random.Generator
-) -> Iterator[tuple[dict[str, Any], Sound]]:
+) -> Iterator[Entry]:
     """Recordings with their loudest second as an event; of a few, none was detected."""
     for number, clip in enumerate(clips):
         waveform = audio.load(clip.path, RATE)
@@ -105,19 +112,17 @@ def _recordings(
             events, clusters = [[start, end], [0.0, 0.2]], [0, -1]
         elif number % 7 == 5:
             events, clusters = None, []
-        yield (
-            _row(
-                file := f"XC{100000 + number}.ogg",
-                code=code,
-                codes=[code],
-                start=None,
-                end=None,
-                length=int(length),
-                events=events,
-                clusters=clusters,
-            ),
-            (file, _ogg(waveform)),
-        )
+        file = f"XC{100000 + number}.ogg"
+        row = {
+            "filepath": file,
+            "ebird_code": code,
+            "ebird_code_multilabel": [code],
+            "length": int(length),
+            "detected_events": events,
+            "event_cluster": clusters,
+            "quality": "A",
+        }
+        yield row, (file, _ogg(waveform))
 
 
 def _clips(
@@ -125,8 +130,14 @@ def _clips(
     clips: Sequence[data.Clip],
     codes: Sequence[str],
     rng: np.random.Generator,
-) -> Iterator[tuple[dict[str, Any], Sound]]:
-    """Clips of five seconds: of one bird, every fourth of two, every ninth of none."""
+) -> tuple[list[Entry], list[Entry]]:
+    """Clips of five seconds, and the soundscape that they are cut from.
+
+    A clip is of one bird, every fourth of two, every ninth of none. The soundscape has
+    a row for each bird, all with its one file.
+    """
+    recorder = f"{name}_001_20150708_061805"
+    waves, each, birds = [], [], []
     for number, clip in enumerate(clips):
         waveform = audio.fit_length(audio.load(clip.path, RATE), round(CLIP_S * RATE))
         found = [codes[clip.labels[0]]]
@@ -138,45 +149,32 @@ def _clips(
             more = audio.fit_length(audio.load(other.path, RATE), len(waveform))
             waveform = 0.5 * (waveform + more)
             found = sorted({*found, codes[other.labels[0]]})
+        waves.append(waveform)
         first = 5 * number
-        yield (
-            _row(
-                file := f"{name}_001_20150708_061805_{first:03d}_{first + 5:03d}.ogg",
-                code=None,
-                codes=found,
-                start=0.0,
-                end=CLIP_S,
-                length=int(CLIP_S),
-                events=None,
-                clusters=None,
-            ),
-            (file, _ogg(waveform)),
-        )
-
-
-def _row(
-    file: str,
-    *,
-    code: str | None,
-    codes: list[str],
-    start: float | None,
-    end: float | None,
-    length: int,
-    events: list[list[float]] | None,
-    clusters: list[int] | None,
-) -> dict[str, Any]:
-    """A row with BirdSet's columns, as far as they matter to the experiment."""
-    return {
-        "filepath": file,
-        "start_time": start,
-        "end_time": end,
-        "ebird_code": code,
-        "ebird_code_multilabel": codes,
-        "length": length,
-        "detected_events": events,
-        "event_cluster": clusters,
-        "license": "made from other sounds",
-    }
+        file = f"{recorder}_{first:03d}_{first + 5:03d}.ogg"
+        row = {
+            "filepath": file,
+            "start_time": 0.0,
+            "end_time": CLIP_S,
+            "ebird_code_multilabel": found,
+            "length": int(CLIP_S),
+        }
+        each.append((row, (file, _ogg(waveform))))
+        birds += [
+            {
+                "filepath": f"{recorder}.ogg",
+                "start_time": float(first),
+                "end_time": first + CLIP_S,
+                "low_freq": 0,
+                "high_freq": RATE // 2,
+                "ebird_code": code,
+                "ebird_code_multilabel": [code],
+                "length": len(clips) * int(CLIP_S),
+            }
+            for code in found
+        ]
+    soundscape = (f"{recorder}.ogg", _ogg(np.concatenate(waves)))
+    return each, [(row, soundscape) for row in birds]
 
 
 def _ogg(waveform: np.ndarray) -> bytes:
@@ -192,28 +190,53 @@ def _ogg(waveform: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _write(
-    config: Config, name: str, split: str, rows: list[tuple[dict[str, Any], Sound]]
-) -> None:
+def _schema() -> Any:
+    """BirdSet's 28 columns beside the sound; what a row does not name is null."""
+    import pyarrow
+
+    text, number, whole = pyarrow.string(), pyarrow.float64(), pyarrow.int64()
+    several = pyarrow.list_(text)
+    return pyarrow.schema(
+        {
+            "filepath": text,
+            "start_time": number,
+            "end_time": number,
+            "low_freq": whole,
+            "high_freq": whole,
+            "ebird_code": text,
+            "ebird_code_multilabel": several,
+            "ebird_code_secondary": several,
+            "call_type": text,
+            "sex": text,
+            "lat": number,
+            "long": number,
+            "length": whole,
+            "microphone": text,
+            "license": text,
+            "source": text,
+            "local_time": text,
+            "detected_events": pyarrow.list_(pyarrow.list_(number)),
+            "event_cluster": pyarrow.list_(whole),
+            "peaks": pyarrow.list_(number),
+            "quality": text,
+            "recordist": text,
+            "genus": text,
+            "species_group": text,
+            "order": text,
+            "genus_multilabel": several,
+            "species_group_multilabel": several,
+            "order_multilabel": several,
+        }
+    )
+
+
+def _write(config: Config, name: str, split: str, rows: Sequence[Entry]) -> None:
     """One split of one subset in the layout asked for."""
     import pyarrow
     import pyarrow.parquet
 
-    folder = config.output / name
+    folder, schema = config.output / name, _schema()
     folder.mkdir(parents=True, exist_ok=True)
-    schema = pyarrow.schema(
-        {
-            "filepath": pyarrow.string(),
-            "start_time": pyarrow.float64(),
-            "end_time": pyarrow.float64(),
-            "ebird_code": pyarrow.string(),
-            "ebird_code_multilabel": pyarrow.list_(pyarrow.string()),
-            "length": pyarrow.int64(),
-            "detected_events": pyarrow.list_(pyarrow.list_(pyarrow.float64())),
-            "event_cluster": pyarrow.list_(pyarrow.int64()),
-            "license": pyarrow.string(),
-        }
-    )
     shards = [rows[i :: config.shards] for i in range(config.shards)]
     if config.layout == "embedded":
         kind = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
@@ -236,7 +259,7 @@ def _write(
     )
     if config.layout == "files":
         (folder / "audio").mkdir(exist_ok=True)
-        for _, (file, sound) in rows:
+        for file, sound in dict(sound for _, sound in rows).items():
             (folder / "audio" / file).write_bytes(sound)
         return
     part = "" if name.startswith("XC") else f"{split.replace('_', '')}_"
@@ -244,7 +267,7 @@ def _write(
         with tarfile.open(
             folder / f"{name}_{part}shard_{number:04d}.tar.gz", "w:gz"
         ) as tar:
-            for _, (file, sound) in shard:
+            for file, sound in dict(sound for _, sound in shard).items():
                 member = tarfile.TarInfo(f"{name}/{file}")
                 member.size = len(sound)
                 tar.addfile(member, io.BytesIO(sound))

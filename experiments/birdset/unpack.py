@@ -40,6 +40,8 @@ def sounds(
       into: where sounds go, in a folder that all hosts see.
       skip_log: takes archives that are broken; what comes before the damage is used.
     """
+    import pyarrow
+
     packed = [*_archives(folder, name, split), *filter(_is_embedded, tables)]
     left = [file for file in packed if not _mark(into, file).exists()]
     if left and hosts.is_primary():
@@ -51,7 +53,12 @@ def sounds(
                     for sound, chunks in read(file):
                         _write(into / sound, chunks)
                     _mark(into, file).touch()
-                except (tarfile.TarError, EOFError, zlib.error) as error:
+                except (
+                    tarfile.TarError,
+                    EOFError,
+                    zlib.error,
+                    pyarrow.ArrowException,
+                ) as error:
                     skip_log.add(audio.AudioError(file, f"broken archive: {error}"))
                 on_progress(1)
     hosts.barrier(f"unpacked {name} {split}")
@@ -89,12 +96,16 @@ def _embedded(table: Path) -> Iterator[tuple[str, Iterator[bytes]]]:
     file = pyarrow.parquet.ParquetFile(table)
     there = set(file.schema_arrow.names)
     columns = [c for c in ("audio", "filepath") if c in there]
-    for batch in file.iter_batches(batch_size=16, columns=columns):
-        for row in batch.to_pylist():
-            sound = row["audio"] or {}
-            name = _bare(str(row.get("filepath") or sound.get("path") or ""))
-            if name and sound.get("bytes"):
-                yield name, iter([sound["bytes"]])
+    try:
+        for batch in file.iter_batches(batch_size=16, columns=columns):
+            for row in batch.to_pylist():
+                sound = row["audio"] or {}
+                name = _bare(str(row.get("filepath") or sound.get("path") or ""))
+                if name and sound.get("bytes"):
+                    yield name, iter([sound["bytes"]])
+    except OSError as error:
+        # Damage, as pyarrow tells of it; a disk that is full is told by who writes.
+        raise pyarrow.ArrowInvalid(str(error)) from error
 
 
 def _bare(path: str) -> str:

@@ -120,7 +120,7 @@ class Explained:
         That is "share" of the positive evidence for the first and "share, best" for
         all.
         """
-        found = self._channels(transform, scheme, kind, locate)
+        found = self.channels(transform, scheme, kind, locate)
         scores = scoring.scored(self.grid, scheme, found.where, self.boxes)
         return {**scores, "share": found.share[:, 0], "share, best": found.share[:, 1]}
 
@@ -132,16 +132,17 @@ class Explained:
         locate: settings.Location,
     ) -> scoring.Where:
         """Where each clip's top channel lies."""
-        locations, there = self._channels(transform, scheme, kind, locate).where
+        locations, there = self.channels(transform, scheme, kind, locate).where
         return locations[:, 0], there[:, 0]
 
-    def _channels(
+    def channels(
         self,
         transform: disentangle.Transform,
         scheme: schemes.Scheme,
         kind: settings.Evidence,
         locate: settings.Location,
     ) -> scoring.Pointing:
+        """The channels that contribute most to each clip."""
         return scoring.channels(
             transform,
             self.classifier,

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.signal
 from jaxtyping import Float
 
-from apex_jax import pointing
+from apex_jax import pointing, schemes
 
 Name = Literal["burst", "band", "click", "sound"]
 Waveform = Float[np.ndarray, " sample"]
@@ -29,6 +29,13 @@ SOUND_DB = (3.0, 12.0)
 FADE_S = 0.01
 # What a real event's band holds of its energy.
 ENERGY = 0.9
+# The scheme that an event is made for, and the axes along which it has a place.
+FITS: dict[Name, tuple[schemes.Scheme, str]] = {
+    "burst": ("square", "both"),
+    "band": ("frequency", "frequency"),
+    "click": ("time", "time"),
+    "sound": ("time", "time"),
+}
 
 
 def centre_hz(rng: np.random.Generator, sample_rate: int) -> float:

@@ -32,8 +32,10 @@ from experiments.localisation import (
     explained,
     options,
     pictures,
+    plants,
     scoring,
     stable,
+    summary,
     tables,
     trust,
     variants,
@@ -72,7 +74,7 @@ def main(config: options.Config) -> dict[str, Any]:
     results = {
         "experiment": "localisation",
         "least_overlap": pointing.LEAST_OVERLAP,
-        "events": {event: tables.summary(found) for event, found in parts.items()},
+        "events": {event: summary.of(found) for event, found in parts.items()},
         "seeds": config.seeds,
         **results_lib.how(config, mesh, stages),
     }
@@ -131,7 +133,7 @@ def _one(
         "seed": seed,
         "accuracy": of.accuracy,
         "clips": len(of.clips),
-        "fits": list(tables.FITS[event]),
+        "fits": list(plants.FITS[event]),
         **_score(of, stages),
         "skipped_files": len(skip_log),
         **stages.to_dict(),
@@ -149,7 +151,7 @@ def _of_one(config: options.Config) -> options.Config:
 
 def _score(of: explained.Explained, stages: progress.Stages) -> dict[str, Any]:
     """Everything that is asked of the explanations, and how each U was learned."""
-    scheme, _ = tables.FITS[of.event]
+    scheme, _ = plants.FITS[of.event]
     rows, learned, fitting = _pointing(of, scheme)
     if hosts.is_primary():
         shown = [n for n in variants.SHOWN if n in fitting] or list(fitting)[:1]

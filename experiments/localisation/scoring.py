@@ -46,9 +46,11 @@ class Pointing:
         nothing, or from which no silence takes anything, is nowhere.
       share: of the positive evidence that the first channel and that all `top` carry,
         `[clip, 2]`.
+      top: which they are, `[clip, top]`.
     """
 
     where: Where
+    top: np.ndarray
     share: np.ndarray
 
 
@@ -63,7 +65,12 @@ def _channels(
     scheme: schemes.Scheme,
     locate: settings.Location,
     num: int,
-) -> tuple[Int[Array, "clip top 2"], Bool[Array, "clip top"], Float[Array, "clip 2"]]:
+) -> tuple[
+    Int[Array, "clip top 2"],
+    Bool[Array, "clip top"],
+    Float[Array, "clip 2"],
+    Int[Array, "clip top"],
+]:
     def one(clip):
         pooled, views = clip
         transformed = transform(pooled)
@@ -76,7 +83,9 @@ def _channels(
         carried = jnp.stack([largest[0], jnp.sum(largest)]) / total
         # A channel whose mean is above zero is so somewhere on its map.
         there = largest > 0
-        return locations, there & somewhere if locate == "occlusion" else there, carried
+        if locate == "occlusion":
+            there &= somewhere
+        return locations, there, carried, top
 
     return jax.lax.map(one, (pooled, views), batch_size=16)
 
@@ -119,8 +128,8 @@ def channels(
         locate=locate,
         num=num,
     )
-    locations, there, share = (np.asarray(a) for a in found)
-    return Pointing(where=(locations, there), share=share)
+    locations, there, share, top = (np.asarray(a) for a in found)
+    return Pointing(where=(locations, there), share=share, top=top)
 
 
 def _place(

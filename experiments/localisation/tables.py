@@ -1,4 +1,4 @@
-"""Scores over clips and seeds as tables, with bootstrap intervals."""
+"""What the seeds of an event came to, as tables."""
 
 from __future__ import annotations
 
@@ -7,210 +7,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import scipy.stats
-
-from apex_jax import faithfulness, schemes
-
-# The scheme that an event is made for, and the axes along which it has a place.
-FITS: dict[str, tuple[schemes.Scheme, str]] = {
-    "burst": ("square", "both"),
-    "band": ("frequency", "frequency"),
-    "click": ("time", "time"),
-    "sound": ("time", "time"),
-}
-AGREEMENTS = ("same_class", "same_channel", "rank", "region", "heat", "prototypes")
-DRAWS = 2000
-# What tells a row from the others.
-IDENTITY = ("method", "variant", "scheme", "evidence", "locate", "heat", "change")
-Interval = tuple[float, float, float]
-
-
-def interval(
-    values: Sequence[Sequence[float]], *, draws: int = DRAWS, seed: int = 0
-) -> Interval:
-    """Mean over seeds of the mean over clips, and a 95 % bootstrap interval of it.
-
-    Seeds are drawn with replacement, and of each the clips: with one seed the interval
-    says what other test clips would change, with several also what other trainings.
-
-    Args:
-      values: of each seed one a clip.
-      draws: of the bootstrap.
-      seed: of the draws.
-    """
-    rng = np.random.default_rng(seed)
-    arrays = [np.asarray(v, float) for v in values]
-    # Of each draw and seed the mean of its clips, drawn anew.
-    means = np.stack(
-        [
-            np.stack(
-                [
-                    a[rng.integers(len(a), size=(draws // 10, len(a)))].mean(axis=1)
-                    for _ in range(10)
-                ]
-            ).ravel()
-            for a in arrays
-        ]
-    )
-    chosen = rng.integers(len(arrays), size=(len(arrays), means.shape[1]))
-    drawn = np.take_along_axis(means, chosen, axis=0).mean(axis=0)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(np.mean([a.mean() for a in arrays])), float(low), float(high)
-
-
-def summary(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the seeds of an event came to."""
-    rows = []
-    # LIME is slow, and explains the first clips only.
-    asked = [
-        max((len(r["scores"]["both"]) for r in p["rows"] if r["method"] == "LIME"),
-            default=0)
-        for p in parts
-    ]  # fmt: skip
-    for row in parts[0]["rows"]:
-        same = _same(row, [part["rows"] for part in parts])
-        rows.append(
-            {
-                **{name: value for name, value in row.items() if name != "scores"},
-                "scores": {
-                    name: interval([one["scores"][name] for one in same])
-                    for name in row["scores"]
-                },
-                "by_seed": {
-                    name: [float(np.mean(one["scores"][name])) for one in same]
-                    for name in row["scores"]
-                },
-                "on LIME's clips": {
-                    name: float(
-                        np.mean(
-                            [
-                                np.mean(one["scores"][name][:n])
-                                for one, n in zip(same, asked, strict=True)
-                            ]
-                        )
-                    )
-                    for name in row["scores"]
-                }
-                if all(asked)
-                else {},
-            }
-        )
-    learned = []
-    for row in parts[0]["learned"]:
-        same = _same(row, [part["learned"] for part in parts])
-        learned.append(
-            {
-                "variant": row["variant"],
-                "scheme": row["scheme"],
-                "purity": np.mean([one["purity"] for one in same], axis=0).tolist(),
-                "condition_number": [one["condition_number"] for one in same],
-                "max_abs_logit_error": max(one["max_abs_logit_error"] for one in same),
-                "changed_predictions": sum(one["changed_predictions"] for one in same),
-                "rank": [one["rank"] for one in same],
-            }
-        )
-    return {
-        "fits": parts[0]["fits"],
-        "accuracy": [part["accuracy"] for part in parts],
-        "clips": [part["clips"] for part in parts],
-        "rows": rows,
-        "learned": learned,
-        "faithful": _faithful([part["faithful"] for part in parts]),
-        "masked": _masked([part["masked"] for part in parts]),
-        "consistent": _consistent([part["consistent"] for part in parts]),
-        "stable": _stable([part["stable"] for part in parts]),
-    }
-
-
-def _same(
-    row: dict[str, Any], parts: Sequence[Sequence[dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    """The row of each seed that is of the same as this one."""
-    names = [name for name in IDENTITY if name in row]
-    return [
-        next(o for o in part if all(o.get(name) == row[name] for name in names))
-        for part in parts
-    ]
-
-
-def _faithful(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Areas over all clips, and whether they beat those of random heat of the kind."""
-    found = []
-    for row in parts[0]:
-        same = _same(row, parts)
-        chance = _same({"method": "random", "heat": row["heat"]}, parts)
-        own = {name: row[name] for name in ("method", "locate", "heat")}
-        for name, sign in (("deletion", -1), ("insertion", 1)):
-            own[name] = interval([one[name] for one in same])
-            several = all(len(one[name]) > 1 for one in same)
-            if row["method"] != "random" and several:
-                own[f"{name} p"] = combined(
-                    [
-                        faithfulness.paired_p(
-                            sign * np.array(one[name]), sign * np.array(other[name])
-                        )
-                        for one, other in zip(same, chance, strict=True)
-                    ]
-                )
-        found.append(own)
-    return found
-
-
-def combined(p_values: Sequence[float]) -> float:
-    """One p of several seeds', by Fisher's method."""
-    return float(scipy.stats.combine_pvalues(p_values, method="fisher").pvalue)
-
-
-def _masked(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Probability lost over all clips, and whether more than to random regions."""
-    found = []
-    for row in parts[0]:
-        same = _same(row, parts)
-        found.append(
-            {
-                **{name: row[name] for name in ("method", "evidence", "locate")},
-                "own": interval([one["own"] for one in same]),
-                "random": interval([one["random"] for one in same]),
-                "p": combined([one["p"] for one in same]),
-            }
-        )
-    return found
-
-
-def _stable(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Mean over clips and seeds; None where it can be said of no clip."""
-    found = []
-    for row in parts[0]:
-        names = ("method", "evidence", "locate", "change")
-        own: dict[str, Any] = {name: row[name] for name in names}
-        for name in AGREEMENTS:
-            same = _same(row, parts)
-            values = [v for one in same for v in one[name] if v is not None]
-            own[name] = float(np.mean(values)) if values else None
-        found.append(own)
-    return found
-
-
-def _known_mean(values: Sequence[Any]) -> float | None:
-    """The mean of what is not NaN; None of nothing."""
-    known = np.concatenate([np.atleast_1d(v) for v in values])
-    known = known[~np.isnan(known)]
-    return float(known.mean()) if known.size else None
-
-
-def _consistent(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Mean over channels and seeds."""
-    return [
-        {
-            "method": row["method"],
-            **{
-                kind: _known_mean([one[kind] for one in _same(row, parts)])
-                for kind in ("same_class", "time", "frequency", "chance")
-            },
-        }
-        for row in parts[0]
-    ]
+from apex_jax import schemes
+from experiments.localisation import summary
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -220,7 +18,7 @@ def _name(row: dict[str, Any]) -> str:
     )
 
 
-def _cell(found: Interval | None) -> str:
+def _cell(found: summary.Interval | None) -> str:
     if found is None:
         return ""
     mean, low, high = found
@@ -296,11 +94,13 @@ def _hits(rows: Sequence[dict[str, Any]], scheme: str, axis: str) -> str:
         return "" if value is None else f"{value:.2f}"
 
     return _table(
-        "method | hit | on LIME's clips | best of 4 | overlap | evidence of top | of 4",
+        "method | hit | concentrated by occlusion has more | on LIME's clips | "
+        "best of 4 | overlap | evidence of top | of 4",
         [
             [
                 _name(row),
                 _cell(row["scores"][axis]),
+                _cell(row["ahead"]),
                 on_some(row),
                 *(_cell(row["scores"].get(name)) for name in names),
             ]

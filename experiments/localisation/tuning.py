@@ -1,9 +1,10 @@
-"""Which optimiser gets to pure channels soonest, and do they point at the event?
+"""Which settings get to pure channels soonest, and do they point at the event?
 
     python -m experiments.localisation.tuning --run runs/localisation/burst/seed0
 
 On the features that a localisation run has kept: learning rate, batch, algorithm and
-schedule of prototypes, one change at a time, each with its purity over time, the
+schedule of prototypes, or with `--vary coordinates` how far variances are evened and
+how much concentration counts, one change at a time, each with its purity over time, the
 conditioning of U and the hits of its top channel. Times leave compiling out.
 """
 
@@ -13,7 +14,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from experiments.localisation import explained
 
 # What differs from the paper's settings, by name.
-CHANGES: dict[str, dict[str, Any]] = {
+OPTIMISER: dict[str, dict[str, Any]] = {
     "paper: Adam, rate 1e-3, 512 pairs, 100 to 5": {},
     "rate 3e-4": {"learning_rate": 3e-4},
     "rate 3e-3": {"learning_rate": 3e-3},
@@ -45,32 +46,49 @@ CHANGES: dict[str, dict[str, Any]] = {
         "epochs": 40,
     },
 }
+_WHITENED: dict[str, Any] = {"precondition": "whiten", "precondition_eps": 0.1}
+COORDINATES: dict[str, dict[str, Any]] = {
+    "paper: as they are": {},
+    "whitened, eps 1": {"precondition": "whiten", "precondition_eps": 1.0},
+    "whitened, eps 0.1": _WHITENED,
+    "whitened, eps 0.01": {"precondition": "whiten", "precondition_eps": 0.01},
+    **{
+        f"{name}, concentration {weight:g}": {**common, "concentration": weight}
+        for name, common in (("as they are", {}), ("whitened, eps 0.1", _WHITENED))
+        for weight in (0.003, 0.01, 0.03, 0.1, 0.3)
+    },
+}
+CHANGES = {"optimiser": OPTIMISER, "coordinates": COORDINATES}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Which optimiser gets to pure channels soonest, and do they point at the event.
+    """Which settings get to pure channels soonest, and do they point at the event.
 
     Attributes:
       run: of experiments.localisation, the folder of an event and a seed.
+      vary: how U is searched for, or in which coordinates and by which loss.
       out: where results go; by default in that folder.
       optimise: what all have in common: coordinates, family, concentration.
     """
 
     run: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    vary: Literal["optimiser", "coordinates"] = "optimiser"
     out: Path | None = None
     optimise: settings.Optimisation = settings.Optimisation()
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Learns U in every way, writes tuning.json, .md and .png, and returns results.
+    """Learns U in every way, writes optimiser.json, .md and .png, returns results.
+
+    Or coordinates.json, and so on.
 
     Raises:
       ValueError: `run` is no finished folder of an event and a seed.
     """
     from apex_jax import atomic, cache, runs
     from apex_jax import mesh as mesh_lib
-    from experiments.localisation import explained, tables
+    from experiments.localisation import explained, plants
 
     if not (config.run / "scores.json").exists():
         raise ValueError(
@@ -79,7 +97,7 @@ def main(config: Config) -> dict[str, Any]:
         )
     mesh = mesh_lib.make()
     of = explained.reopened(config.run, mesh)
-    scheme, axis = tables.FITS[of.event]
+    scheme, axis = plants.FITS[of.event]
     cached = cache.load(
         of.cache_dir,
         of.classifier,
@@ -89,7 +107,7 @@ def main(config: Config) -> dict[str, Any]:
         mesh=mesh,
     )
     results: list[dict[str, Any]] = []
-    for name, change in CHANGES.items():
+    for name, change in CHANGES[config.vary].items():
         optimise = dataclasses.replace(config.optimise, **change)
         row = {"name": name, **_learned(of, cached, optimise, scheme, axis)}
         results.append(row)
@@ -103,10 +121,10 @@ def main(config: Config) -> dict[str, Any]:
         "settings": results,
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
     }
-    atomic.write_text(out / "tuning.json", json.dumps(summary, indent=1) + "\n")
-    atomic.write_text(out / "tuning.md", markdown(summary))
-    draw(summary, out / "tuning.png")
-    runs.say(f"written to  {out}, tuning.json, .md and .png")
+    atomic.write_text(out / f"{config.vary}.json", json.dumps(summary, indent=1) + "\n")
+    atomic.write_text(out / f"{config.vary}.md", markdown(summary))
+    draw(summary, out / f"{config.vary}.png")
+    runs.say(f"written to  {out}, {config.vary}.json, .md and .png")
     return summary
 
 
@@ -122,6 +140,7 @@ def _learned(
     import numpy as np
 
     from apex_jax import compilation, disentangle, fit
+    from experiments.localisation import variants
 
     seconds: list[float] = []
     start, compiled = time.perf_counter(), compilation.clock.seconds
@@ -143,7 +162,8 @@ def _learned(
         )
     except disentangle.InvarianceError as error:
         return {"failed": str(error)}
-    scores = of.pointing(found.explainer.transform, scheme, "contrastive", "occlusion")
+    transform, way = found.explainer.transform, variants.WAYS[-1]
+    scores = of.pointing(transform, scheme, *way)
     return {
         "seconds": seconds,
         "round_epochs": found.history.round_epochs,
@@ -152,6 +172,8 @@ def _learned(
         "hit": float(np.mean(scores[axis])),
         "best of 4": float(np.mean(scores[f"{axis}, best"])),
         "share": float(np.mean(scores["share"])),
+        "share of 4": float(np.mean(scores["share, best"])),
+        "top channels": len(np.unique(of.channels(transform, scheme, *way).top[:, 0])),
     }
 
 
@@ -169,18 +191,20 @@ def _line(row: dict[str, Any]) -> str:
 def markdown(summary: dict[str, Any]) -> str:
     """A line a setting."""
     lines = [
-        "| setting | seconds | purity | cond(U) | hit | best of 4 | top's evidence |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| setting | seconds | purity | cond(U) | hit | best of 4 | top's evidence "
+        "| of 4 | different top channels |",
+        "|" + " --- |" * 9,
     ]
     for row in summary["settings"]:
         if "failed" in row:
-            lines.append(f"| {row['name']} | failed | | | | | |")
+            lines.append(f"| {row['name']} | failed |" + " |" * 7)
             continue
         purity = f"{row['round_purity'][0]:.3f} to {row['round_purity'][-1]:.3f}"
         condition = f"{row['condition_number']:.0f}"
         lines.append(
             f"| {row['name']} | {row['seconds'][-1]:.1f} | {purity} | {condition} | "
-            f"{row['hit']:.2f} | {row['best of 4']:.2f} | {row['share']:.2f} |"
+            f"{row['hit']:.2f} | {row['best of 4']:.2f} | {row['share']:.2f} | "
+            f"{row['share of 4']:.2f} | {row['top channels']} |"
         )
     return "\n".join(lines) + "\n"
 
