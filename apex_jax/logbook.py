@@ -45,6 +45,8 @@ def writing(folder: Path) -> Iterator[Callable[[train.Epoch], None]]:
             lines.write(json.dumps(values) + "\n")
             lines.flush()
             number = values.pop("epoch")
+            for name, value in values.pop("validation_metrics").items():
+                values[f"validation_{name}"] = value
             for name, value in values.items():
                 if value is not None:
                     board.add_scalar(name, value, number)

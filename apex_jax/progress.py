@@ -21,8 +21,23 @@ def silent(done: int) -> None:
     """An `OnProgress` that shows nothing: the library's default."""
 
 
+class Bar:
+    """An `OnProgress` that is shown."""
+
+    def __init__(self, shown: tqdm.tqdm):
+        self._shown = shown
+
+    def __call__(self, done: int) -> None:
+        """So many more are done."""
+        self._shown.update(done)
+
+    def note(self, text: str) -> None:
+        """What the bar is to end with from now on."""
+        self._shown.set_postfix_str(text, refresh=False)
+
+
 @contextlib.contextmanager
-def bar(label: str, total: int, unit: str) -> Iterator[OnProgress]:
+def bar(label: str, total: int, unit: str) -> Iterator[Bar]:
     """A bar on stderr with rate and time left; nothing if done within a second.
 
     Of several processes only the first shows one.
@@ -39,7 +54,7 @@ def bar(label: str, total: int, unit: str) -> Iterator[OnProgress]:
         leave=True,
         disable=jax.process_index() > 0,
     ) as shown:
-        yield shown.update
+        yield Bar(shown)
 
 
 class Stages:

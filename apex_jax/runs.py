@@ -279,8 +279,13 @@ def trained(
         logbook.writing(beside) as on_epoch,
         progress.bar(label, total, "clip") as on_progress,
     ):
+
+        def told_of(epoch: train.Epoch) -> None:
+            on_epoch(epoch)
+            on_progress.note(f"validation loss {epoch.validation_loss:.3f}")
+
         network, epochs = fit(
-            on_epoch=on_epoch, on_progress=on_progress, state_dir=beside / "state"
+            on_epoch=told_of, on_progress=on_progress, state_dir=beside / "state"
         )
     save(folder, network)
     told = {"digests": wanted, "skipped": skipped(skip_log, *clips)}

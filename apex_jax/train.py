@@ -29,6 +29,7 @@ from apex_jax import (
     augment,
     cache,
     data,
+    metrics,
     objective,
     progress,
     resume,
@@ -60,6 +61,8 @@ class Epoch:
         one of theirs (where clips have several, BirdSet's top-1 accuracy); None
         without such clips.
       learning_rate: in its last step.
+      validation_metrics: cmap, auroc, eer, as far as the clips allow; see
+        `metrics.summary`.
     """
 
     epoch: int
@@ -67,6 +70,7 @@ class Epoch:
     validation_loss: float
     validation_accuracy: float | None
     learning_rate: float
+    validation_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -324,7 +328,7 @@ def run(
     saver = resume.Saver(
         state_dir,
         lambda: {
-            "settings": resume.digest(config, seed, front_end, num_classes, mesh.size),
+            "settings": resume.digest(config, seed, front_end, num_classes, batch_size),
             "weights": resume.digest(trained, fixed),
             "clips": resume.digest(*clips, "", *validation, "", *background),
         },
@@ -543,12 +547,17 @@ def _validate(
     scores, target = jnp.asarray(logits), objective.targets(read, num_classes)
     everything = jnp.ones(len(read), bool)
     loss = task.loss(scores, jnp.asarray(target), everything)
-    best = np.asarray(jnp.argmax(scores, axis=1))
-    hit, labelled = target[np.arange(len(read)), best], target.any(axis=1)
+    found: dict[str, float] = {}
+    if np.isfinite(logits).all():  # what is not is refused once it is told
+        likely = classifier_lib.probabilities(np.asarray(logits), task.activation)
+        found = metrics.summary(target.astype(bool), likely, task.activation)
     return Epoch(
         epoch=epoch,
         train_loss=train_loss,
         validation_loss=float(loss),
-        validation_accuracy=float(hit[labelled].mean()) if labelled.any() else None,
+        validation_accuracy=found.pop(
+            "accuracy" if task.activation == "softmax" else "top1_accuracy", None
+        ),
         learning_rate=learning_rate,
+        validation_metrics=found,
     )

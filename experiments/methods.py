@@ -178,14 +178,19 @@ def train_convnext(
         **shaped,
     )
 
-    def learn(**more: Any) -> tuple[convnext.ConvNeXt, list[train.Epoch]]:
+    pretrained = None
+    if config.pretrained is not None:
+        pretrained, _ = checkpoint.load_classifier(config.pretrained)
+
+    def begin() -> convnext.ConvNeXt:
+        if pretrained is not None:
+            return convnext.continued(shape, pretrained, jax.random.key(config.seed))
         # Compiled: one by one, the random draws would each compile by themselves.
-        model = jax.jit(lambda: convnext.ConvNeXt(shape, rngs=nnx.Rngs(config.seed)))()
-        if config.pretrained is not None:
-            other, _ = checkpoint.load_classifier(config.pretrained)
-            model = convnext.continued(model, other)
+        return jax.jit(lambda: convnext.ConvNeXt(shape, rngs=nnx.Rngs(config.seed)))()
+
+    def learn(**more: Any) -> tuple[convnext.ConvNeXt, list[train.Epoch]]:
         return train.fit(
-            model,
+            begin(),
             problem.splits.train,
             problem.splits.validation,
             problem.front_end,
@@ -207,9 +212,7 @@ def train_convnext(
         problem,
         config,
         config.train,
-        weights=None
-        if config.pretrained is None
-        else checkpoint.load_classifier(config.pretrained)[0],
+        weights=pretrained,
         shape=shape,
         load=checkpoint.load_classifier,
         save=save,

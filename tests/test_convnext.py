@@ -331,6 +331,33 @@ def test_impossible_configs(changes):
         convnext.ConvNeXtConfig(**(settings | changes))
 
 
+def test_going_on_from_a_network_of_images():
+    """Three planes and other classes: stem and head begin anew, the rest is kept."""
+    shape = {"depths": (1, 2), "dims": (16, 24), "patch_size": 4}
+    images = lively(convnext.ConvNeXtConfig(num_classes=50, in_channels=3, **shape))
+    config = convnext.ConvNeXtConfig(num_classes=7, in_channels=1, **shape)
+    new = convnext.continued(config, images, jax.random.key(3))
+    assert new.config == config
+    before, after = convnext.named_arrays(images), convnext.named_arrays(new)
+    anew = {"head.kernel", "head.bias", "stem.kernel"}
+    assert anew < after.keys()
+    for name, array in after.items():
+        if name not in anew:
+            np.testing.assert_array_equal(array, before[name], err_msg=name)
+    np.testing.assert_array_equal(after["head.bias"], np.zeros(7))
+    for name in ("head.kernel", "stem.kernel"):
+        assert np.std(after[name]) == pytest.approx(0.02, rel=0.2)
+    assert new(spectrograms(1, 32, 32)).shape == (1, 7)
+    same = convnext.continued(images.config, images, jax.random.key(3))
+    chex.assert_trees_all_equal(nnx.state(same), nnx.state(images))
+    with pytest.raises(ValueError, match=r"depths \(1, 2\) and dims \(16, 24\) cannot"):
+        convnext.continued(
+            convnext.ConvNeXtConfig(depths=(1,), dims=(16,), num_classes=2),
+            images,
+            jax.random.key(0),
+        )
+
+
 def test_unknown_size():
     with pytest.raises(Exception, match="huge"):
         convnext.ConvNeXtConfig.named("huge", num_classes=2)

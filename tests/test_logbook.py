@@ -14,6 +14,7 @@ def epoch(number, accuracy=0.5):
         validation_loss=2 / number,
         validation_accuracy=accuracy,
         learning_rate=1e-3,
+        validation_metrics={"cmap": 0.25} if number == 1 else {},
     )
 
 
@@ -43,6 +44,7 @@ def test_every_epoch_is_written_as_it_ends(tmp_path):
         (1, "validation_loss", 2.0),
         (1, "validation_accuracy", 0.5),
         (1, "learning_rate", struct.unpack("f", struct.pack("f", 1e-3))[0]),
+        (1, "validation_cmap", 0.25),
         (2, "train_loss", 0.5),
         (2, "validation_loss", 1.0),
         (2, "learning_rate", struct.unpack("f", struct.pack("f", 1e-3))[0]),

@@ -193,6 +193,7 @@ def test_two_tones_are_learned(model, clips):
     assert epochs[-1].train_loss < 0.5 * epochs[0].train_loss
     lowest = min(epochs, key=lambda e: e.validation_loss)
     assert lowest.validation_accuracy == 1
+    assert lowest.validation_metrics == {"cmap": 1, "auroc": 1, "eer": 0}
     # The best network is the one returned: its loss once more, clip by clip.
     losses = [
         float(gradient_of_one(best, test_cache.waveform_of(c), np.int32(c.label))[0])
@@ -410,6 +411,26 @@ def test_an_interrupted_training_goes_on_to_the_same_network(
     assert more == epochs == told
     assert sum(progressed) == 3 * len(seen)
     assert log.entries() == whole_log.entries()
+
+
+def test_it_goes_on_with_another_number_of_devices(model, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_STEPS", 1)
+    monkeypatch.setattr(train.resume, "SECONDS", 0)
+    options = {"config": {"epochs": 2}, "seed": 4}
+    whole, epochs = fit(model, clips, mesh=mesh_of(8), **options)
+    with pytest.raises(Interrupted):
+        fit(
+            model,
+            clips,
+            mesh=mesh_of(8),
+            state_dir=tmp_path,
+            on_progress=interrupted_after(4),
+            **options,
+        )
+    again, more = fit(model, clips, mesh=mesh_of(2), state_dir=tmp_path, **options)
+    assert more[0] == epochs[0]
+    assert more[1].validation_loss == pytest.approx(epochs[1].validation_loss, rel=1e-2)
+    chex.assert_trees_all_close(again, whole, atol=2e-3)
 
 
 def test_a_state_of_another_training_is_refused(model, clips, tmp_path, monkeypatch):

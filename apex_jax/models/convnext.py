@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from apex_jax import classifier, settings
 from apex_jax.models import depthwise
@@ -316,39 +316,39 @@ def restrict(model: ConvNeXt, classes: Sequence[int]) -> ConvNeXt:
     return from_named_arrays(config, arrays)
 
 
-def continued(model: ConvNeXt, other: ConvNeXt) -> ConvNeXt:
+def continued(config: ConvNeXtConfig, other: ConvNeXt, key: Key[Array, ""]) -> ConvNeXt:
     """A new network that goes on from another's weights, as far as they fit.
 
-    Other classes and other input channels leave the new network's own head and the
-    kernel of its stem, as transformers does with mismatched sizes.
+    The head of other classes, and the kernel of a stem with other input channels, begin
+    anew: kernels from a normal distribution of deviation 0.02, biases at zero, as
+    transformers does with mismatched sizes. The stem's bias stays.
 
     Args:
-      model: the new network.
+      config: of the new network.
       other: of the same depths and dims.
+      key: of what begins anew.
 
     Raises:
       ValueError: of others.
     """
-    mine, theirs = model.config, other.config
+    mine, theirs = config, other.config
     if (mine.depths, mine.dims) != (theirs.depths, theirs.dims):
         raise ValueError(
             f"a network of depths {theirs.depths} and dims {theirs.dims} cannot go on "
             f"as one of {mine.depths} and {mine.dims}"
         )
-    own, found = named_arrays(model), named_arrays(other)
-    heads = {"head.kernel", "head.bias"}
-    same_head = all(
-        name in found and found[name].shape == own[name].shape for name in heads
-    )
-    arrays = {
-        name: found[name]
-        if name in found
-        and found[name].shape == array.shape
-        and (same_head or name not in heads)
-        else array
-        for name, array in own.items()
-    }
-    return from_named_arrays(model.config, arrays)
+    shapes = named_arrays(abstract(config))
+    found = named_arrays(other)
+    arrays = {}
+    for number, (name, wanted) in enumerate(shapes.items()):
+        if found[name].shape == wanted.shape:
+            arrays[name] = found[name]
+        elif name.endswith("bias"):
+            arrays[name] = jnp.zeros(wanted.shape)
+        else:
+            own_key = jax.random.fold_in(key, number)
+            arrays[name] = 0.02 * jax.random.normal(own_key, wanted.shape)
+    return from_named_arrays(config, arrays)
 
 
 def rounded(model: ConvNeXt, dtype: str) -> ConvNeXt:
