@@ -40,15 +40,15 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     """Writes the table; returns mean, spread and number of runs of each number."""
     from apex_jax import runs
     from experiments import layout
+    from experiments import results as results_lib
 
     if len(config.runs) < 2:
         raise ValueError(f"name two runs or more; got {len(config.runs)}")
     found = [dict(_numbers(results)) for results in _read(config.runs)]
-    # The spread is that of one run, so of a sample: divided by one less.
     table = {
         name: {
             "mean": float(np.mean(values)),
-            "spread": float(np.std(values, ddof=1)),
+            "spread": float(results_lib.spread(values)),
             "runs": len(values),
         }
         for name in dict.fromkeys(name for one in found for name in one)

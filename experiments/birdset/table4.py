@@ -182,7 +182,10 @@ def _masked(
         "clips": len(read),
         "none": cmap(none),
         "apex": cmap(apex),
-        "random": {"mean": float(np.mean(drawn)), "std": float(np.std(drawn))},
+        "random": {
+            "mean": float(np.mean(drawn)),
+            "std": float(results_lib.spread(drawn)),
+        },
         "p_value": significance.p_value(
             lambda probability: -metrics.quick_cmap(target, probability),
             apex,

@@ -9,6 +9,7 @@ import numpy as np
 
 from apex_jax import significance
 from experiments import layout, methods
+from experiments import results as results_lib
 
 SCORES = {"accuracy": "accuracy", "cmap": "cmAP", "auroc": "AUROC"}
 
@@ -48,7 +49,9 @@ def masked(
             ]
         ),
         # Over draws: how far chance alone moves the accuracy of all clips.
-        "random_draws": float(np.std([_accuracy(draw, target) for draw in random])),
+        "random_draws": float(
+            results_lib.spread([_accuracy(draw, target) for draw in random])
+        ),
         "p_value": significance.p_value(
             lambda logits: -_accuracy(logits, target),
             apex,
@@ -134,7 +137,7 @@ def _accuracy(logits: np.ndarray, target: np.ndarray) -> float:
 
 
 def _mean_and_spread(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "spread": float(np.std(values))}
+    return {"mean": float(np.mean(values)), "spread": float(results_lib.spread(values))}
 
 
 def _spread(value: Mapping[str, float]) -> str:
