@@ -5,8 +5,9 @@
 Nothing is run. Operations of a pass are `make_scaling.backbone`'s, checked there
 against XLA's count; a step of training counts as three passes (forward, and twice that
 back). Rates are those that ConvNeXt-Base reached on one H200 (docs/performance.md) and
-a float32 product on two CPU cores. Reading and decoding are left out: on a host with 96
-cores they take less (docs/scaling.md). The README shows what this prints.
+a float32 product on two CPU cores. Decoding is counted by itself, in hours of one core
+(docs/scaling.md; a background recording is another clip). The README shows what this
+prints.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ RATES = {
     "two CPU cores with AVX-512, float32": (CORES, CORES),
 }
 DRAWS, SCHEMES, VOCODERS = 10, 4, 7
+DECODE_S = 0.010  # of a core, five seconds of Ogg; a WaveFake clip takes less
 
 # --- WaveFake: method.md section 10; 128 x 128 pixels, 16 epochs and 10 by default.
 SENTENCES, HELD = 13_100, 1_000
@@ -34,7 +36,7 @@ SPEECH = make_scaling.backbone(
 
 
 def wavefake():
-    """Training clips; passes of Tables 1 and 2, in training and else."""
+    """Training clips; passes of Tables 1 and 2, in training and else; clips decoded."""
     rows = 2 * (SENTENCES - 2 * HELD)  # real and fake
     convnext = 16 * TEACH * rows
     prototypes = 10 * rows  # the backbone is frozen: forward alone
@@ -46,7 +48,11 @@ def wavefake():
     )
     masked = SCHEMES * (2 + DRAWS) * tested
     table2 = convnext, 16 * 2 * HELD + rows + masked
-    return rows, table1, table2
+    decoded = (
+        VOCODERS * ((16 + 10) * (rows + 2 * HELD) + rows + tested),
+        16 * (rows + 2 * HELD) + SCHEMES * (rows + tested),
+    )
+    return rows, table1, table2, decoded
 
 
 # --- BirdSet: recordings and classes of audioprotopnet_birdset.md sections 2.5 and 5.1.
@@ -70,9 +76,9 @@ def rows_of(recordings, classes):
 
 
 def birdset():
-    """Rows, and operations of Tables 3 and 4 as above; fewest and most.
+    """Rows, operations of Tables 3 and 4 as above, clips decoded; fewest and most.
 
-    Table 4 has the network of Table 3.
+    Table 4 has the network of Table 3. Every training clip has its background.
     """
     found = []
     for xcl, xcm in zip(
@@ -82,7 +88,11 @@ def birdset():
         validated = 10 * POW * (2 * BIRD + SIMILARITY)
         table3 = training, validated + (xcm + TESTS) * BIRD
         table4 = 0, (xcm + SNE + SCHEMES * (2 + DRAWS) * SNE) * BIRD
-        found.append((xcl, xcm, table3, table4))
+        decoded = (
+            20 * (2 * xcl + POW) + xcm + TESTS,
+            SCHEMES * (xcm + SNE),
+        )
+        found.append((xcl, xcm, table3, table4, decoded))
     return found
 
 
@@ -96,7 +106,7 @@ def in_words(seconds):
 
 def main():
     """Prints the counts, and a table of times."""
-    rows, *passes = wavefake()
+    rows, *passes, decoded = wavefake()
     print(f"WaveFake: {rows:,} training clips a vocoder, {SPEECH / 1e9:.1f} GFLOP")
     for table, (training, other) in enumerate(passes, start=1):
         print(f"  Table {table}: {training:,} passes in training, {other:,} else")
@@ -112,13 +122,17 @@ def main():
         "Table 3": (low[2], high[2]),
         "Table 4, after Table 3": (low[3], high[3]),
     }
-    print(f"\n| estimated | {' | '.join(RATES)} |")
-    print("| --- " * (1 + len(RATES)) + "|")
-    for name, ends in work.items():
+    clips = [[decoded[0]], [decoded[1]]]
+    clips += [[end[4][i] for end in (low, high)] for i in (0, 1)]
+    print(f"\n| estimated | {' | '.join(RATES)} | decoding, hours of one core |")
+    print("| --- " * (2 + len(RATES)) + "|")
+    for (name, ends), count in zip(work.items(), clips, strict=True):
         cells = []
         for fast, exact in RATES.values():
             times = [in_words(train / fast + other / exact) for train, other in ends]
             cells.append(" to ".join(dict.fromkeys(times)))
+        hours = [f"{n * DECODE_S / 3600:.0f}" for n in count]
+        cells.append(" to ".join(dict.fromkeys(hours)))
         print(f"| {name} | {' | '.join(cells)} |")
 
 

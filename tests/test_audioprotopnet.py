@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ from apex_jax import (
 from apex_jax.models import audioprotopnet as network
 from apex_jax.models import audioprotopnet_keys, convnext, convnext_keys
 
+DATA = pathlib.Path(__file__).parent / "data"
 FRONT_END, NAMES = test_cache.FRONT_END, test_cache.NAMES
 BACKBONE = convnext.ConvNeXtConfig(depths=(1, 2), dims=(4, 6), num_classes=2)
 SMALL = convnext.ConvNeXtConfig(depths=(1,), dims=(6,), num_classes=2)  # to train
@@ -581,7 +583,7 @@ def test_enlarged_as_opencv_does(rng):
     np.testing.assert_allclose(flat, 2.5)
 
 
-OPENCV = json.loads((pathlib.Path(__file__).parent / "data" / "boxes.json").read_text())
+OPENCV = json.loads((DATA / "boxes.json").read_text())
 
 
 @pytest.mark.parametrize("case", OPENCV["cases"])
@@ -829,25 +831,75 @@ def test_convert_writes_a_checkpoint_with_its_front_end(headless, tmp_path):
         convert.load(tmp_path)
 
 
-def test_similarity_as_torch_computes_it():
-    """The formula as a convolution of normalised maps by normalised prototypes."""
-    torch = pytest.importorskip("torch")
-    model = model_of()
-    body = np.array(model.backbone.body(test_convnext.spectrograms(2, 24, 40)))
-    prototypes = np.array(model.head.prototypes[...]).reshape(CLASSES * EACH, -1)
-    fine = torch.nn.functional.interpolate(
-        torch.from_numpy(body.transpose(0, 3, 1, 2)), scale_factor=2, mode="bilinear"
+@pytest.fixture(scope="module")
+def recorded():
+    """What data/make_audioprotopnet_references.py made with torch and transformers."""
+    with np.load(DATA / "audioprotopnet.npz") as arrays:
+        return dict(arrays)
+
+
+def state_of(recorded, kind="state"):
+    start = f"{kind}/"
+    return {
+        name.removeprefix(start): array
+        for name, array in recorded.items()
+        if name.startswith(start)
+    }
+
+
+def test_a_network_of_transformers_and_torch_gives_the_same(recorded):
+    """Its own keys in, its similarities and logits out."""
+    state = state_of(recorded)
+    assert state["head.prototype_vectors"].shape == (CLASSES * EACH, 6, 1, 1)
+    assert state["head.last_layer.weight"].shape == (CLASSES, EACH)
+    assert "backbone.encoder.stages.1.layers.1.dwconv.weight" in state
+    model = audioprotopnet_keys.from_state_dict(state)
+    spectrogram = jnp.asarray(recorded["spectrogram"])
+    np.testing.assert_allclose(
+        model(spectrogram), recorded["logits"], rtol=1e-5, atol=2e-6
     )
+    maps = model.head.maps(model.backbone.body(spectrogram), np.arange(CLASSES * EACH))
+    np.testing.assert_allclose(maps, recorded["similarity"], rtol=1e-5, atol=2e-6)
 
-    def unit(vectors, extra):
-        more = torch.full((len(vectors), 2, *vectors.shape[2:]), 1e-4)
-        whole = torch.cat([vectors, more], dim=1)
-        return whole / (torch.sqrt((whole**2).sum(1, keepdim=True) + 1e-4) + extra)
 
-    kernel = unit(torch.from_numpy(prototypes)[:, :, None, None], 1e-4)
-    expected = torch.relu(torch.nn.functional.conv2d(unit(fine, 0.0), kernel) / 1.01)
-    found = model.head.maps(jnp.asarray(body), np.arange(CLASSES * EACH))
-    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=2e-6)
+def test_losses_and_their_gradients_as_torch_has_them(recorded):
+    model = audioprotopnet_keys.from_state_dict(state_of(recorded))
+    task = audioprotopnet.learning(model.config, "head")
+    spectrogram, target = (jnp.asarray(recorded[n]) for n in ("spectrogram", "target"))
+    valid = jnp.ones(len(target), bool)
+
+    def loss(head):
+        logits = task.forward(head, model.backbone, spectrogram, "float32")
+        return task.loss(logits, target, valid), task.penalty(head)
+
+    parts = loss(model.head)
+    assert parts[0] == pytest.approx(float(recorded["asymmetric"]), rel=1e-5)
+    assert parts[1] == pytest.approx(float(recorded["orthogonality"]), rel=1e-5)
+    found = convnext.named_arrays(jax.grad(lambda head: sum(loss(head)))(model.head))
+    wanted = state_of(recorded, "gradient")
+    for ours, theirs in (
+        ("prototypes", "head.prototype_vectors"),
+        ("weight", "head.last_layer.weight"),
+        ("bias", "head.last_layer.bias"),
+    ):
+        theirs = wanted[theirs.removeprefix("head.")]
+        np.testing.assert_allclose(
+            found[ours], theirs.reshape(found[ours].shape), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_live_torch_and_transformers():
+    """Other weights each time; the version that is installed."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    script = runpy.run_path(str(DATA / "make_audioprotopnet_references.py"))
+    theirs = script["AudioProtoPNet"]()
+    spectrogram = torch.randn(2, 24, 40)
+    with torch.no_grad():
+        expected = theirs(spectrogram)[1]
+    state = {name: array.numpy() for name, array in theirs.state_dict().items()}
+    found = audioprotopnet_keys.from_state_dict(state)(jnp.asarray(spectrogram.numpy()))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_clip_with_several_classes_is_learned_from(clips):
