@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 
 # What a class without positives (or, for AUROC, without negatives) counts in a mean.
 Absent = Literal["ignore", "zero"]
@@ -177,6 +178,16 @@ def summary(
         rate = equal_error_rate(targets[:, 1].astype(int), probabilities[:, 1])
         found["eer"] = round(rate, 8)
     return found
+
+
+def spread(values: ArrayLike) -> Any:
+    """Of scores of several runs or draws: the sample standard deviation, 0 of one.
+
+    Args:
+      values: along the first axis; a number, or an array of as many as the others.
+    """
+    values = np.asarray(values, float)
+    return np.std(values, axis=0, ddof=min(1, len(values) - 1))
 
 
 def _check(labels: np.ndarray, scores: np.ndarray) -> None:

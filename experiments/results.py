@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from apex_jax import atomic, checkpoint, hosts, progress, runs
 from experiments import options
@@ -26,12 +25,6 @@ def how(
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "versions": dict(checkpoint.versions()),
     }
-
-
-def spread(values: Any) -> Any:
-    """Sample standard deviation along the first axis, divided by one less; 0 of one."""
-    values = np.asarray(values, float)
-    return np.std(values, axis=0, ddof=min(1, len(values) - 1))
 
 
 def write(

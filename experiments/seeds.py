@@ -38,9 +38,8 @@ class Config:
 
 def main(config: Config) -> dict[str, dict[str, float]]:
     """Writes the table; returns mean, spread and number of runs of each number."""
-    from apex_jax import runs
+    from apex_jax import metrics, runs
     from experiments import layout
-    from experiments import results as results_lib
 
     if len(config.runs) < 2:
         raise ValueError(f"name two runs or more; got {len(config.runs)}")
@@ -48,7 +47,7 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     table = {
         name: {
             "mean": float(np.mean(values)),
-            "spread": float(results_lib.spread(values)),
+            "spread": float(metrics.spread(values)),
             "runs": len(values),
         }
         for name in dict.fromkeys(name for one in found for name in one)

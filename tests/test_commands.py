@@ -642,6 +642,9 @@ def test_evaluate(root, fitted, capsys):
     assert results["invariance"]["changed_predictions"] == 0
     random = results["masking"]["random"]
     assert (random["evidence"], random["locate"]) == ("contrastive", "occlusion")
+    # Of 2 + 1 masks a clip: what is picked at random hurts as much now and then.
+    assert 1 / 1001 <= results["masking"]["p_value"] <= 1
+    assert f"{results['masking']['p_value']:.3f}" in out
     assert "accuracy" in out
     assert "macro AUROC" in out
 

@@ -26,6 +26,7 @@ from apex_jax import (
     objective,
     progress,
     runs,
+    significance,
 )
 from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
@@ -98,6 +99,7 @@ def main(config: options.Evaluate) -> dict[str, Any]:
         },
         "invariance": dataclasses.asdict(audit),
         "masking": {
+            "p_value": _p_value(masked, study, classifier),
             "none": _scores(masked, study.none, classifier),
             "apex": _scores(masked, study.apex, classifier),
             "random": {
@@ -110,7 +112,7 @@ def main(config: options.Evaluate) -> dict[str, Any]:
                         key: float(statistic([draw[key] for draw in random]))
                         for key in random[0]
                     }
-                    for name, statistic in (("mean", np.mean), ("std", np.std))
+                    for name, statistic in (("mean", np.mean), ("std", metrics.spread))
                 },
             },
         },
@@ -148,6 +150,8 @@ def table(results: dict[str, Any]) -> str:
             f"{NAMES[key]:20}{value:12.3f}{scores['apex'][key]:10.3f}{spread:>18}"
             f"{masked['apex'][key]:12.3f}"
         )
+    if masked["p_value"] is not None:
+        lines.append(f"{'p, permutation test':60}{masked['p_value']:12.3f}")
     return "\n".join([*lines, ""])
 
 
@@ -159,7 +163,9 @@ def notes(results: dict[str, Any]) -> list[str]:
             "regions are those that take most from the top channel when silenced, and "
             "so have an advantage when they are hidden; --locate map is the paper's way"
         )
-    key = next(iter(results["scores"]["classifier"]))
+    key = next(iter(results["scores"]["classifier"]), None)
+    if key is None:
+        return [*found, "no clip has a class, so nothing can be scored"]
     apex, random = masked["apex"][key], masked["random"]["mean"][key]
     if apex >= random:
         found.append(
@@ -184,6 +190,29 @@ def _clips(
             "it was made from"
         )
     return clips.of_run(source, made, classifier, front_end, config.split, skip_log)
+
+
+def _p_value(
+    clips: Sequence[data.Clip],
+    study: masking.Study,
+    classifier: classifier_lib.Classifier,
+) -> float | None:
+    """Of "the regions hurt no more than random ones"; None of clips without a class.
+
+    By the accuracy, or by cmAP where clips have several classes.
+    """
+    target = objective.targets(clips, len(classifier.class_names)).astype(bool)
+    if not target.any():
+        return None
+    score = metrics.quick_cmap
+    if classifier.activation == "softmax":
+        score = metrics.top1_accuracy
+    return significance.p_value(
+        lambda logits: -score(target, logits),
+        study.apex,
+        study.random,
+        own_share=study.own_share,
+    )
 
 
 def _scores(

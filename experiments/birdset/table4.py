@@ -184,7 +184,7 @@ def _masked(
         "apex": cmap(apex),
         "random": {
             "mean": float(np.mean(drawn)),
-            "std": float(results_lib.spread(drawn)),
+            "std": float(metrics.spread(drawn)),
         },
         "p_value": significance.p_value(
             lambda probability: -metrics.quick_cmap(target, probability),

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from apex_jax import significance
+from apex_jax import metrics, significance
 from experiments import layout, methods
-from experiments import results as results_lib
 
 SCORES = {"accuracy": "accuracy", "cmap": "cmAP", "auroc": "AUROC"}
 
@@ -50,7 +49,7 @@ def masked(
         ),
         # Over draws: how far chance alone moves the accuracy of all clips.
         "random_draws": float(
-            results_lib.spread([_accuracy(draw, target) for draw in random])
+            metrics.spread([_accuracy(draw, target) for draw in random])
         ),
         "p_value": significance.p_value(
             lambda logits: -_accuracy(logits, target),
@@ -137,7 +136,7 @@ def _accuracy(logits: np.ndarray, target: np.ndarray) -> float:
 
 
 def _mean_and_spread(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "spread": float(results_lib.spread(values))}
+    return {"mean": float(np.mean(values)), "spread": float(metrics.spread(values))}
 
 
 def _spread(value: Mapping[str, float]) -> str:

@@ -20,7 +20,6 @@ from apex_jax import (
     significance,
 )
 from apex_jax import explainer as explainer_lib
-from experiments import results as results_lib
 from experiments.wavefake import corpus as wavefake_corpus
 
 FAKE = wavefake_corpus.CLASS_NAMES.index("fake")
@@ -106,7 +105,7 @@ def masking_eers(
         "random": {
             **masks,
             "mean": dict(zip(names, table.mean(axis=0).tolist(), strict=True)),
-            "std": dict(zip(names, results_lib.spread(table).tolist(), strict=True)),
+            "std": dict(zip(names, metrics.spread(table).tolist(), strict=True)),
         },
     }
 
