@@ -112,10 +112,7 @@ def load(path: str | os.PathLike[str], *, kind: str) -> tuple[Any, dict[str, Any
     """
     from orbax.checkpoint import v1 as ocp
 
-    source = pathlib.Path(path).expanduser().absolute()
-    # Killed between the two renames of `_replace`.
-    if not source.exists() and (new := source.with_name(f"{source.name}.new")).exists():
-        source = new
+    source = _place(path)
     description, stored = _read_format(source)
     if description["kind"] != kind:
         raise ValueError(
@@ -142,6 +139,20 @@ def load(path: str | os.PathLike[str], *, kind: str) -> tuple[Any, dict[str, Any
             f"path {source} is a damaged checkpoint: it does not hold what was written"
         )
     return tree, metadata
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """What a checkpoint holds; raises as `load`."""
+    return _read_format(_place(path))[0]["kind"]
+
+
+def _place(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Where a checkpoint lies."""
+    source = pathlib.Path(path).expanduser().absolute()
+    # Killed between the two renames of `_replace`.
+    if not source.exists() and (new := source.with_name(f"{source.name}.new")).exists():
+        return new
+    return source
 
 
 def _digest(tree: Any, metadata: Any, kind: str) -> str:

@@ -47,6 +47,11 @@ COMMANDS = {
         summary="learn the explanations of a trained classifier",
         config="Fit",
     ),
+    "predict": Command(
+        module="apex_jax.commands.predict",
+        summary="say the most likely classes of sound files",
+        config="Predict",
+    ),
     "explain": Command(
         module="apex_jax.commands.explain",
         summary="explain sound files as an HTML page to look at and listen to",

@@ -3,6 +3,7 @@
 A folder of three classes, and a manifest where a clip has several of them or none.
 """
 
+import csv
 import dataclasses
 import functools
 import json
@@ -13,6 +14,7 @@ import shutil
 import sys
 import weakref
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -29,9 +31,9 @@ from apex_jax import (
     logbook,
     train,
 )
+from apex_jax.commands import clips as command_clips
 from apex_jax.commands import explain as explain_command
-from apex_jax.commands import options
-from apex_jax.models import convnext
+from apex_jax.models import audioprotopnet, convnext
 
 RATE, SECONDS = 8000, 0.5
 SEED = 3  # of the split: not the default, so that who forgets it is found out
@@ -472,16 +474,14 @@ def test_a_long_recording_is_explained_window_by_window(root, fitted, capsys):
 def test_windows_of_a_stretch(root, start_s, end_s, hop_s, starts):
     front_end = audio.FrontEnd(sample_rate=RATE, clip_s=SECONDS)
     file = root / "long.wav"
-    config = options.Explain(
-        clips=(file,), run=(), start_s=start_s, end_s=end_s, hop_s=hop_s
-    )
+    stretch = {"start_s": start_s, "end_s": end_s, "hop_s": hop_s}
     log = data.SkipLog()
-    found = list(explain_command._windows([file], front_end, config, log))
+    found = list(command_clips.windows([file], front_end, log, **stretch))
     np.testing.assert_allclose([at for _, at in found], starts, atol=1e-9)
     assert {path for path, _ in found} == {file}
     assert not len(log)
-    late = dataclasses.replace(config, start_s=2.0, end_s=math.inf)
-    assert not list(explain_command._windows([file], front_end, late, log))
+    late = stretch | {"start_s": 2.0, "end_s": math.inf}
+    assert not list(command_clips.windows([file], front_end, log, **late))
     assert "2 s long; a start at 2 s lies outside" in log.entries()[0][1]
 
 
@@ -622,6 +622,91 @@ def test_runs_of_different_classifiers_do_not_go_together(root, fitted, capsys):
         "--out", out, *FIT)  # fmt: skip
     assert "explains another classifier than" in fails(
         capsys, "explain", clip, "--run", fitted, "--run", out
+    )
+
+
+# predict
+
+
+def test_predict(root, trained, capsys, tmp_path):
+    """Each window of a long recording; the probabilities are the network's own."""
+    folder = tmp_path / "recordings"
+    shutil.copytree(root / "sounds" / "low", folder / "low")
+    shutil.copy(root / "long.wav", folder)
+    out = tmp_path / "said.csv"
+    asked = ("predict", folder, "--weights", trained, "--out", out)
+    run(*asked, "--num-classes", "2", "--batch-size", "8")
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80 + len(str(tmp_path))
+    assert "1 files, listed in" in " ".join(said.split())
+    assert "broken.wav" in (tmp_path / "said-skipped.csv").read_text()
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * (10 + 4)
+    found = [row for row in rows if row["path"] == str(folder / "long.wav")][::2]
+    assert [row["class"] for row in found] == ["low", "high", "low", "high"]
+    assert [float(row["start_s"]) for row in found] == [0, 0.5, 1, 1.5]
+    assert [float(row["end_s"]) for row in found] == [0.5, 1, 1.5, 2]
+    assert "  0.5-1.0 s  high " in said
+    model, metadata = checkpoint.load_classifier(trained / "classifier")
+    front_end = audio.FrontEnd.from_dict(metadata["front_end"])
+    waveform = audio.load_clip(folder / "long.wav", front_end, 1.0)
+    logits = np.asarray(model(audio.spectrogram(front_end, waveform[None])))[0]
+    likely = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    of_window = [r for r in rows if r["path"].endswith("long.wav")][4:6]
+    assert [metadata["class_names"].index(r["class"]) for r in of_window] == list(
+        np.argsort(-likely)[:2]
+    )
+    np.testing.assert_allclose(
+        [float(r["probability"]) for r in of_window],
+        np.sort(likely)[::-1][:2],
+        rtol=1e-3,
+        atol=1e-6,
+    )
+
+
+def test_predict_by_prototypes(root, trained, tmp_path, capsys):
+    """An AudioProtoPNet's checkpoint, of which classes are each there or not."""
+    backbone, metadata = checkpoint.load_classifier(trained / "classifier")
+    model = audioprotopnet.on(
+        backbone, num_classes=2, num_prototypes=1, key=jax.random.key(0)
+    )
+    checkpoint.save_audioprotopnet(
+        tmp_path / "net",
+        model,
+        class_names=("a", "b"),
+        front_end=metadata["front_end"],
+    )
+    out = tmp_path / "said.csv"
+    run("predict", root / "long.wav", "--weights", tmp_path / "net", "--out", out)
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["class"] for row in rows} == {"a", "b"}
+    # Nothing is similar enough at the start to be likely: the bias is -2.
+    assert all(0.1 < float(row["probability"]) < 0.6 for row in rows)
+
+
+def test_predict_what_cannot_be(root, trained, tmp_path, capsys):
+    long = root / "long.wav"
+    asked = ("predict", long, "--weights", trained)
+    assert "--out must end in .csv" in fails(capsys, *asked, "--out", "x.txt")
+    assert "--num-classes must be at least 1" in fails(
+        capsys, *asked, "--num-classes", "0"
+    )
+    assert "--hop-s must be positive" in fails(capsys, *asked, "--hop-s", "0")
+    bad = root / "sounds" / "low" / "broken.wav"
+    assert "none of the 1 files can be read" in fails(
+        capsys, "predict", bad, "--weights", trained
+    )
+    assert "no checkpoint at" in fails(
+        capsys, "predict", long, "--weights", tmp_path / "none"
+    )
+    model, metadata = checkpoint.load_classifier(trained / "classifier")
+    checkpoint.save_classifier(
+        tmp_path / "bare", model, class_names=metadata["class_names"]
+    )
+    assert "does not say how its spectrograms are made" in fails(
+        capsys, "predict", long, "--weights", tmp_path / "bare"
     )
 
 

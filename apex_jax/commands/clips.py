@@ -1,20 +1,25 @@
-"""The clips that a run was made from, read again as its settings say.
+"""The clips that a command works on.
 
-What `apex-jax evaluate` tests on and `apex-jax figure` looks through. An experiment's
-run says other things: its networks bring a manifest of what they were trained on.
+Those that a run was made from, read again as its settings say: what `apex-jax evaluate`
+tests on and `apex-jax figure` looks through. An experiment's run says other things: its
+networks bring a manifest of what they were trained on. And windows of the sound files
+that are named to `apex-jax explain` and `apex-jax predict`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from apex_jax import audio, data, dataset, runs
+from apex_jax import audio, data, dataset, look, runs
 from apex_jax import classifier as classifier_lib
 
 LISTED = "clips.csv"  # in a network's training folder: what it was trained on
 Split = Literal["train", "validation", "test", "all"]
+Window = tuple[Path, float]  # a file, and where in it a clip starts, in seconds
 
 
 def settings_of(run: Path) -> dict[str, Any]:
@@ -81,3 +86,65 @@ def trained_on(
     if not listed.exists():
         return None
     return dataset.read(listed, class_names=class_names, skip_log=skip_log).clips.train
+
+
+def files(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files named, and the sound files of the folders named, each once.
+
+    Raises:
+      ValueError: a folder holds none.
+    """
+    known, seen = data.endings(), set[str]()
+    for path in paths:
+        path = path.expanduser()
+        inside = [path]
+        if path.is_dir():
+            inside = [
+                file
+                for file in sorted(path.rglob("*"))
+                if file.suffix[1:].lower() in known
+                and not any(p.startswith(".") for p in file.relative_to(path).parts)
+                and file.is_file()
+            ]
+        if not inside:
+            raise ValueError(f"{path} holds no sound file")
+        for file in inside:
+            # Not `resolve`, which has no answer to links in a circle.
+            place = os.path.realpath(file)
+            if place not in seen:
+                seen.add(place)
+                yield file
+
+
+def check_hop(hop_s: float | None) -> None:
+    """Raises ValueError for what is no time from one window to the next."""
+    if hop_s is not None and not 0 < hop_s < math.inf:
+        raise ValueError(f"--hop-s must be positive seconds; got {hop_s:g}")
+
+
+def windows(
+    files: Sequence[Path],
+    front_end: audio.FrontEnd,
+    skip_log: data.SkipLog,
+    *,
+    hop_s: float | None = None,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+) -> Iterator[Window]:
+    """The clips that files are cut into; a short file is one.
+
+    Args:
+      files: sound files.
+      front_end: for the length of a clip.
+      skip_log: takes the files that cannot be read.
+      hop_s: seconds from one clip to the next; None: they touch.
+      start_s: where to begin.
+      end_s: where to end; None: with the file.
+    """
+    for file in files:
+        try:
+            starts = look.offsets(front_end, file, hop_s, start_s=start_s, end_s=end_s)
+        except audio.AudioError as error:
+            skip_log.add(error)
+            continue
+        yield from ((file, start) for start in starts)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,14 @@ from apex_jax import (
     escape,
     explain,
     explanation,
-    look,
     progress,
     report,
     runs,
 )
 from apex_jax import explainer as explainer_lib
-from apex_jax.commands import options
+from apex_jax.commands import clips, options
 
 MOST = 200  # clips and windows on a page: some 100 MB of it
-
-Window = tuple[Path, float]  # a file, and where in it a clip starts, in seconds
 
 
 def main(config: options.Explain) -> list[Path]:
@@ -42,8 +38,17 @@ def main(config: options.Explain) -> list[Path]:
     explainers = runs.load(config.run, data=config.data)
     front_end = runs.front_end_of(next(iter(explainers.values())))
     skip_log = data.SkipLog(strict=config.strict)
-    files = list(_files(config.clips))
-    windows = list(_windows(files, front_end, config, skip_log))
+    files = list(clips.files(config.clips))
+    windows = list(
+        clips.windows(
+            files,
+            front_end,
+            skip_log,
+            hop_s=config.hop_s,
+            start_s=config.start_s,
+            end_s=config.end_s,
+        )
+    )
     each = max(1, MOST // len(explainers))
     parts = [windows[i : i + each] for i in range(0, len(windows), each)]
     config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -89,8 +94,7 @@ def _check(config: options.Explain) -> None:
             raise ValueError(f"{flag} must be given at least once")
     if config.out.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--out must end in .html; got {config.out}")
-    if config.hop_s is not None and not 0 < config.hop_s < math.inf:
-        raise ValueError(f"--hop-s must be positive seconds; got {config.hop_s:g}")
+    clips.check_hop(config.hop_s)
     end_s = math.inf if config.end_s is None else config.end_s
     if not 0 <= config.start_s < end_s:
         raise ValueError(
@@ -101,54 +105,8 @@ def _check(config: options.Explain) -> None:
         raise ValueError(f"--save {config.save} is not empty; name another folder")
 
 
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files named, and the sound files of the folders named, each once."""
-    known, seen = data.endings(), set[str]()
-    for path in paths:
-        path = path.expanduser()
-        inside = [path]
-        if path.is_dir():
-            inside = [
-                file
-                for file in sorted(path.rglob("*"))
-                if file.suffix[1:].lower() in known
-                and not any(p.startswith(".") for p in file.relative_to(path).parts)
-                and file.is_file()
-            ]
-        if not inside:
-            raise ValueError(f"{path} holds no sound file")
-        for file in inside:
-            # Not `resolve`, which has no answer to links in a circle.
-            place = os.path.realpath(file)
-            if place not in seen:
-                seen.add(place)
-                yield file
-
-
-def _windows(
-    files: Sequence[Path],
-    front_end: audio.FrontEnd,
-    config: options.Explain,
-    skip_log: data.SkipLog,
-) -> Iterator[Window]:
-    """What to explain of each file; a short file is one window."""
-    for file in files:
-        try:
-            starts = look.offsets(
-                front_end,
-                file,
-                config.hop_s,
-                start_s=config.start_s,
-                end_s=config.end_s,
-            )
-        except audio.AudioError as error:
-            skip_log.add(error)
-            continue
-        yield from ((file, start) for start in starts)
-
-
 def _page(
-    out: Path, windows: Sequence[Window], number: int, count: int
+    out: Path, windows: Sequence[clips.Window], number: int, count: int
 ) -> tuple[Path, str | None]:
     """Path and title of one of several pages; of a single one the report's own."""
     if count == 1:
@@ -161,7 +119,7 @@ def _page(
 
 
 def _explain(
-    windows: Sequence[Window],
+    windows: Sequence[clips.Window],
     explainers: Mapping[Path, explain.Explainer],
     config: options.Explain,
     skip_log: data.SkipLog,

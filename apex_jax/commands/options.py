@@ -119,6 +119,37 @@ class Fit:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Classifies sound files.
+
+    Attributes:
+      clips: sound files, or folders of them.
+      weights: the network: a run of apex-jax train, what apex-jax convert wrote, or a
+        run's folder classifier or audioprotopnet.
+      num_classes: most likely classes of each window.
+      hop_s: seconds from one window of a long recording to the next; a window is as
+        long as the network's clips, and may reach beyond the end.
+      batch_size: windows in the network at a time.
+      out: the table to write, in the place of one that is there.
+      strict: stop at the first file that cannot be read, instead of skipping it.
+    """
+
+    clips: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="CLIP [CLIP ...]", help_behavior_hint="(required)"),
+    ]
+    weights: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    num_classes: int = 3
+    hop_s: Annotated[
+        float | None, tyro.conf.arg(help_behavior_hint="(default: windows touch)")
+    ] = None
+    batch_size: int = 32
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.csv")] = Path("predictions.csv")
+    strict: Flag = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Explain:
     """Explains what a classifier says of sound files.
 
