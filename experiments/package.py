@@ -40,6 +40,11 @@ class Birdset:
     """Which, as HSN or XCM."""
     output: Path
     """Where data sets lie; this one gets a folder in it."""
+    class_limit: int | None = None
+    """As in experiments.birdset, whose 500 keep XCL at some 270 GB; by default all
+    events."""
+    event_limit: int | None = None
+    """As there."""
 
 
 def main(config: Wavefake | Birdset) -> Path:
@@ -55,6 +60,8 @@ def main(config: Wavefake | Birdset) -> Path:
             copy=config.data_dir,
             labels=config.labels,
             subset=config.subset,
+            class_limit=config.class_limit,
+            event_limit=config.event_limit,
             data_dir=str(config.output / config.subset),
             **place,
         )

@@ -96,10 +96,20 @@ class BirdSet(tfds.core.GeneratorBasedBuilder):
       skip_log: sounds that could not be read, known once the data set is prepared.
     """
 
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("3.0.0")
 
-    def __init__(self, *, copy: Path, labels: Path, subset: str, **options: Any):
+    def __init__(
+        self,
+        *,
+        copy: Path,
+        labels: Path,
+        subset: str,
+        class_limit: int | None = None,
+        event_limit: int | None = None,
+        **options: Any,
+    ):
         self._copy, self._subset = Path(copy), subset
+        self._limits = {"class_limit": class_limit, "event_limit": event_limit}
         self._names = birdset_labels.read(Path(labels), subset)
         self.skip_log = data.SkipLog()
         super().__init__(**options)
@@ -113,6 +123,8 @@ class BirdSet(tfds.core.GeneratorBasedBuilder):
                 "labels": tfds.features.Sequence(
                     tfds.features.ClassLabel(names=self._names)
                 ),
+                # What its samples are to be multiplied by: see `_flac`.
+                "scale": np.float32,
                 # Where in the recording the sound begins, and where in the sound a
                 # clip does that is not drawn: the event's middle.
                 "start_s": np.float64,
@@ -131,6 +143,7 @@ class BirdSet(tfds.core.GeneratorBasedBuilder):
                     split,
                     self._names,
                     own_names=self._names,
+                    **self._limits,
                     skip_log=self.skip_log,
                 )
                 found[split] = self._examples(part)
@@ -146,7 +159,7 @@ class BirdSet(tfds.core.GeneratorBasedBuilder):
                 # A clip may reach beyond the event that it is the middle of.
                 start, end = min(start, clip.within[0]), max(end, clip.within[1])
             try:
-                content = _flac(path, start, end)
+                content, scale = _flac(path, start, end)
             except audio.AudioError as error:
                 self.skip_log.add(error)
                 continue
@@ -156,6 +169,7 @@ class BirdSet(tfds.core.GeneratorBasedBuilder):
                     "audio": content,
                     "file": path.name,
                     "labels": list(clip.labels),
+                    "scale": scale,
                     "start_s": start,
                     "clip_s": float(clip.offset_s) - start,
                 },
@@ -192,8 +206,9 @@ def read(builder: tfds.core.DatasetBuilder | Path, split: str, sample_rate: int)
         builder = tfds.builder_from_directory(builder)
 
     def decoded(record: Mapping[str, Any]) -> dict[str, Any]:
-        fields = {name: value for name, value in record.items() if name != "audio"}
-        return {**fields, "waveform": waveform(record["audio"], sample_rate)}
+        fields = {**record}
+        samples = waveform(fields.pop("audio"), sample_rate)
+        return {**fields, "waveform": samples * np.float32(fields.pop("scale", 1.0))}
 
     return grain.MapDataset.source(builder.as_data_source(split)).map(decoded)
 
@@ -208,17 +223,20 @@ def waveform(content: bytes, sample_rate: int) -> np.ndarray:
     return mono if rate == sample_rate else soxr.resample(mono, rate, sample_rate)
 
 
-def _flac(path: Path, start_s: float, end_s: float) -> bytes:
-    """A stretch of a recording at its own rate, mono, 24 bits."""
+def _flac(path: Path, start_s: float, end_s: float) -> tuple[bytes, float]:
+    """A stretch of a recording at its own rate, mono, 16 bits, and its scale.
+
+    Lossy formats can decode to beyond full scale, which FLAC cannot hold: such a
+    stretch is made quieter, and the scale, 1 of all others, undoes it.
+    """
     import soundfile
 
     rate = audio.sample_rate_of(path)
     samples = audio.load(path, rate, offset_s=start_s, duration_s=end_s - start_s)
     content = io.BytesIO()
-    # Lossy formats can decode to beyond full scale, which FLAC cannot hold.
-    peak = max(1.0, float(np.abs(samples).max()))
-    soundfile.write(content, samples / peak, rate, format="FLAC", subtype="PCM_24")
-    return content.getvalue()
+    scale = max(1.0, float(np.abs(samples).max()))
+    soundfile.write(content, samples / scale, rate, format="FLAC", subtype="PCM_16")
+    return content.getvalue(), scale
 
 
 def _info(

@@ -59,7 +59,7 @@ def test_a_printed_experiment_is_understood(name, arguments):
 
 def test_the_pages_are_read():
     names = {line.split()[1] for line in commands()}
-    assert names >= {"train", "fit", "explain", "evaluate", "figure"}
+    assert names >= {"train", "predict", "fit", "explain", "evaluate", "figure"}
     asked = {name for name, _ in experiments()}
     assert asked >= {f"experiments.{n}" for n in ("wavefake", "birdset", "esc10")}
 
