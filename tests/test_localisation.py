@@ -1,6 +1,8 @@
 """Planted events are where they are said to be, and scores are of who points there."""
 
 import dataclasses
+import gzip
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +19,7 @@ from experiments import methods
 from experiments.localisation import (
     corpus,
     explained,
+    merge,
     options,
     plants,
     run,
@@ -485,6 +488,15 @@ def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
     for picture in ("burst/consistency.png", "burst/seed0/regions.png"):
         assert (tmp_path / "run" / picture).stat().st_size > 10_000
 
+    scores = tmp_path / "burst-0.json.gz"
+    content = (tmp_path / "run/burst/seed0/scores.json").read_bytes()
+    scores.write_bytes(gzip.compress(content))
+    merged = merge.main(merge.Config(scores=(scores,), output=tmp_path / "merged"))
+    assert merged["events"] == results["events"]
+    assert (tmp_path / "merged/localisation.md").read_text() == (
+        tmp_path / "run/localisation.md"
+    ).read_text()
+
     changes = {"as it is": {}, "another": {"algorithm": "muon"}}
     monkeypatch.setattr(tuning, "CHANGES", {"optimiser": changes})
     seed = tmp_path / "run" / "burst" / "seed0"
@@ -505,6 +517,30 @@ def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
     assert (seed / "optimiser.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match="no finished folder of an event"):
         tuning.main(tuning.Config(run=tmp_path))
+
+
+def test_what_cannot_be_merged(tmp_path):
+    def scores(name, **changes):
+        part = {"made_from": {"version": 2}, "event": "click", "seed": 0, "rows": []}
+        (tmp_path / name).write_text(json.dumps(part | changes))
+        return tmp_path / name
+
+    def refused(message, *files):
+        with pytest.raises(ValueError, match=message):
+            merge.main(merge.Config(scores=files, output=tmp_path / "out"))
+
+    one = scores("one.json")
+    refused("at least one")
+    refused("click has a seed twice", one, scores("again.json"))
+    refused(
+        "measured in different ways",
+        one,
+        scores("older.json", seed=1, made_from={"version": 1}),
+    )
+    (tmp_path / "other.json").write_text("{}")
+    refused(r"other\.json is no scores\.json", tmp_path / "other.json")
+    (tmp_path / "cut.json.gz").write_bytes(gzip.compress(b"{}")[:12])
+    refused(r"cut\.json\.gz is no scores\.json", tmp_path / "cut.json.gz")
 
 
 def test_what_cannot_work():

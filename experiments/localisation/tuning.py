@@ -47,14 +47,20 @@ OPTIMISER: dict[str, dict[str, Any]] = {
     },
 }
 _WHITENED: dict[str, Any] = {"precondition": "whiten", "precondition_eps": 0.1}
+_TURNED: dict[str, Any] = {**_WHITENED, "transform": "orthogonal"}
 COORDINATES: dict[str, dict[str, Any]] = {
     "paper: as they are": {},
     "whitened, eps 1": {"precondition": "whiten", "precondition_eps": 1.0},
     "whitened, eps 0.1": _WHITENED,
     "whitened, eps 0.01": {"precondition": "whiten", "precondition_eps": 0.01},
+    "whitened, orthogonal": _TURNED,
     **{
         f"{name}, concentration {weight:g}": {**common, "concentration": weight}
-        for name, common in (("as they are", {}), ("whitened, eps 0.1", _WHITENED))
+        for name, common in (
+            ("as they are", {}),
+            ("whitened", _WHITENED),
+            ("whitened, orthogonal", _TURNED),
+        )
         for weight in (0.003, 0.01, 0.03, 0.1, 0.3)
     },
 }
