@@ -207,13 +207,7 @@ def constant(
 
     What somebody scores who has seen where events usually are, and does not listen.
     """
-    locations = grid.locations(scheme)
-    hits = pointing.score(
-        grid,
-        scheme,
-        np.broadcast_to(locations[:, None], (len(locations), len(known), 2)),
-        np.broadcast_to(known, (len(locations), *known.shape)),
-    )
+    locations, hits = _of_every_region(grid, scheme, known)
     best = locations[np.argmax(hits.both.sum(axis=1))]
     return np.tile(best, (num_clips, 1)), np.ones(num_clips, bool)
 
@@ -263,13 +257,7 @@ def random(
     Also the best of so many different ones as there are top channels, but for the
     overlap.
     """
-    locations = grid.locations(scheme)
-    found = pointing.score(
-        grid,
-        scheme,
-        np.broadcast_to(locations[:, None], (len(locations), len(boxes), 2)),
-        np.broadcast_to(boxes, (len(locations), *boxes.shape)),
-    )
+    locations, found = _of_every_region(grid, scheme, boxes)
     plain = _plain(found)
     count, drawn = len(locations), min(NUM_CHANNELS, len(locations))
     chance = {name: values.mean(axis=0) for name, values in plain.items()}
@@ -301,6 +289,20 @@ def scored(
     first = {name: values[:, 0] for name, values in found.items()}
     best = {f"{name}, best": values.max(axis=1) for name, values in found.items()}
     return first | best
+
+
+def _of_every_region(
+    grid: schemes.Grid, scheme: schemes.Scheme, boxes: Float[np.ndarray, "event 4"]
+) -> tuple[np.ndarray, pointing.Scores]:
+    """The locations of a scheme, and what each scores on each event."""
+    locations = grid.locations(scheme)
+    pairs = len(locations), len(boxes)
+    return locations, pointing.score(
+        grid,
+        scheme,
+        np.broadcast_to(locations[:, None], (*pairs, 2)),
+        np.broadcast_to(boxes, (*pairs, boxes.shape[-1])),
+    )
 
 
 def _plain(found: pointing.Scores) -> dict[str, np.ndarray]:
