@@ -31,7 +31,7 @@ from apex_jax import classifier as classifier_lib
 from apex_jax.models import convnext
 from experiments import methods
 from experiments.localisation import corpus as corpus_lib
-from experiments.localisation import options, scoring, variants
+from experiments.localisation import options, plants, scoring, variants
 
 PLANTED = corpus_lib.CLASSES.index("planted")
 
@@ -179,8 +179,9 @@ def made(
     problem: methods.Problem,
     model: convnext.ConvNeXt,
     corpus: corpus_lib.Corpus,
+    some: Sequence[schemes.Scheme] = ("square", "time", "frequency"),
 ) -> Explained:
-    """The network on its test clips.
+    """The network on its test clips, of whose regions some schemes' are silenced.
 
     Raises:
       ValueError: it finds none of the events.
@@ -213,7 +214,9 @@ def made(
         model=model,
         clips=clips,
         maps=maps,
-        effects=effects_of(problem.classifier(model), problem.front_end, clips, maps),
+        effects=effects_of(
+            problem.classifier(model), problem.front_end, clips, maps, some
+        ),
         boxes=_boxes(corpus, clips, problem.front_end),
         known=_boxes(
             corpus, [c for c in corpus.splits.train if c.label], problem.front_end
@@ -241,7 +244,7 @@ def effects_of(
     front_end: audio.FrontEnd,
     clips: Sequence[data.Clip],
     maps: Float[np.ndarray, "clip freq time chan"],
-    some: Sequence[schemes.Scheme] = ("square", "time", "frequency"),
+    some: Sequence[schemes.Scheme],
 ) -> dict[schemes.Scheme, schemes.Views]:
     """What each region of each clip adds, under some schemes.
 
@@ -278,6 +281,8 @@ def effects_of(
 def reopened(folder: Path, mesh: jax.sharding.Mesh) -> Explained:
     """From a folder that the experiment has finished; settings that only make, default.
 
+    Only the regions of the scheme that fits the event are silenced.
+
     Raises:
       FileNotFoundError: there is no corpus, or no network.
     """
@@ -285,4 +290,5 @@ def reopened(folder: Path, mesh: jax.sharding.Mesh) -> Explained:
     config, event = options.Config(seed=about["seed"]), about["event"]
     problem = problem_of(corpus, config, event, mesh, data.SkipLog())
     model, _ = checkpoint.load_classifier(folder / "classifier")
-    return made(config, folder, event, problem, model, corpus)
+    scheme, _ = plants.FITS[event]
+    return made(config, folder, event, problem, model, corpus, (scheme,))
