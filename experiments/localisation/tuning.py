@@ -55,7 +55,7 @@ COORDINATES: dict[str, dict[str, Any]] = {
     "whitened, eps 0.01": {"precondition": "whiten", "precondition_eps": 0.01},
     "whitened, orthogonal": _TURNED,
     **{
-        f"{name}, concentration {weight:g}": {**common, "concentration": weight}
+        f"{name}, conc. {weight:g}": {**common, "concentration": weight}
         for name, common in (
             ("as they are", {}),
             ("whitened", _WHITENED),
@@ -186,9 +186,9 @@ def _learned(
 def _line(row: dict[str, Any]) -> str:
     """For the terminal."""
     if "failed" in row:
-        return f"{row['name'][:30]:30} failed: {row['failed'][:44]}"
+        return f"{row['name'][:33]:33} failed: {row['failed'][:38]}"
     return (
-        f"{row['name'][:30]:30} {row['seconds'][-1]:6.1f} s  purity "
+        f"{row['name'][:33]:33} {row['seconds'][-1]:6.1f} s  purity "
         f"{row['round_purity'][-1]:.3f}  cond {row['condition_number']:5.0f}  "
         f"hit {row['hit']:.2f}"
     )
