@@ -217,10 +217,12 @@ def markdown(summary: dict[str, Any]) -> str:
 
 def draw(summary: dict[str, Any], file: Path) -> None:
     """Purity over time, and what each setting ends with."""
+    import numpy as np
+
     from apex_jax import figures, plot
 
     figure = plot.figure((13.0, 4.6))
-    over_time, conditioning, pointing = figure.subplots(1, 3)
+    over_time, conditioning, pointing = figure.subplots(1, 3, sharex=True)
     for number, row in enumerate(r for r in summary["settings"] if "failed" not in r):
         colour, mark = f"C{number % 10}", "osD^v"[number // 10 % 5]
         seconds = [0.0, *row["seconds"]]
@@ -241,7 +243,9 @@ def draw(summary: dict[str, Any], file: Path) -> None:
     ):
         axes.set_title(title, fontsize=plot.TITLE)
         axes.set_xlabel("seconds, without compiling")
-        axes.set_xscale("symlog", linthresh=1)
+        # Some take ten times as long as others, and all begin at zero.
+        axes.set_xscale("function", functions=(np.sqrt, np.square))
+        axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
     conditioning.set_yscale("log")
     pointing.set_ylim(-0.02, 1.02)
