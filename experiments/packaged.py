@@ -109,7 +109,7 @@ class BirdSet(tfds.core.GeneratorBasedBuilder):
         **options: Any,
     ):
         self._copy, self._subset = Path(copy), subset
-        self._limits = {"class_limit": class_limit, "event_limit": event_limit}
+        self._class_limit, self._event_limit = class_limit, event_limit
         self._names = birdset_labels.read(Path(labels), subset)
         self.skip_log = data.SkipLog()
         super().__init__(**options)
@@ -143,7 +143,8 @@ class BirdSet(tfds.core.GeneratorBasedBuilder):
                     split,
                     self._names,
                     own_names=self._names,
-                    **self._limits,
+                    class_limit=self._class_limit,
+                    event_limit=self._event_limit,
                     skip_log=self.skip_log,
                 )
                 found[split] = self._examples(part)

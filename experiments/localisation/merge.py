@@ -67,10 +67,10 @@ def main(config: Config) -> dict[str, Any]:
         },
     }
     config.output.mkdir(parents=True, exist_ok=True)
-    for event, found in events.items():
+    for name, found in events.items():
         figures.save(
             pictures.consistency(found),
-            config.output / f"consistency-{event}.png",
+            config.output / f"consistency-{name}.png",
             dpi=120,
         )
     results_lib.write(
