@@ -413,6 +413,7 @@ def test_an_interrupted_training_goes_on_to_the_same_network(
     assert log.entries() == whole_log.entries()
 
 
+@pytest.mark.slow
 def test_it_goes_on_with_another_number_of_devices(model, clips, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "_STEPS", 1)
     monkeypatch.setattr(train.resume, "SECONDS", 0)
