@@ -140,6 +140,21 @@ def endings() -> frozenset[str]:
     return frozenset(formats | _OTHER_ENDINGS) - {"raw"}
 
 
+def sounds_in(folder: Path) -> list[Path]:
+    """The sound files in a folder at any depth, sorted.
+
+    Names that start with a dot are passed over.
+    """
+    known = endings()
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix[1:].lower() in known
+        and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+        and path.is_file()
+    ]
+
+
 def class_folder(root: str | Path) -> tuple[list[Clip], tuple[str, ...]]:
     """The clips of a folder with one folder a class, `root/CLASS/**/FILE`.
 
@@ -162,20 +177,14 @@ def class_folder(root: str | Path) -> tuple[list[Clip], tuple[str, ...]]:
             f"class_folder: root={str(root)!r} has no class folders; expected one "
             "folder a class with its sound files inside, root/CLASS/FILE"
         )
-    known = endings()
     clips = []
     for label, folder in enumerate(folders):
-        files = [
-            path
-            for path in sorted(folder.rglob("*"))
-            if path.suffix[1:].lower() in known
-            and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-            and path.is_file()
-        ]
+        files = sounds_in(folder)
         if not files:
+            known = ", ".join(sorted(endings()))
             raise ValueError(
                 f"class_folder: {str(folder)!r} has no sound file; expected "
-                f"{', '.join(sorted(known))}. Fill it or move it out of {str(root)!r}"
+                f"{known}. Fill it or move it out of {str(root)!r}"
             )
         clips += [Clip(path=path, label=label) for path in files]
     return clips, tuple(folder.name for folder in folders)

@@ -94,18 +94,10 @@ def files(paths: Sequence[Path]) -> Iterator[Path]:
     Raises:
       ValueError: a folder holds none.
     """
-    known, seen = data.endings(), set[str]()
+    seen = set[str]()
     for path in paths:
         path = path.expanduser()
-        inside = [path]
-        if path.is_dir():
-            inside = [
-                file
-                for file in sorted(path.rglob("*"))
-                if file.suffix[1:].lower() in known
-                and not any(p.startswith(".") for p in file.relative_to(path).parts)
-                and file.is_file()
-            ]
+        inside = data.sounds_in(path) if path.is_dir() else [path]
         if not inside:
             raise ValueError(f"{path} holds no sound file")
         for file in inside:
