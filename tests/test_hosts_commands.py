@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -157,8 +158,12 @@ def test_only_the_first_process_speaks(runs):
     _, said = runs
     for first, second in said["two"]:
         assert "data" in first[1]
-        # Gloo, JAX's way from CPU to CPU, says what it does.
-        own = [line for line in second[1].splitlines() if "peer ranks" not in line]
+        # Gloo, JAX's way from CPU to CPU, says from several threads what it does, at
+        # times one line within another.
+        gloo = (
+            r"\[Gloo\] Rank|is connected to|peer ranks\.|Expected number of connected|"
+        )
+        own = re.sub(gloo + r"peer ranks is :|[\d\s]", "", second[1])
         assert not own
 
 
