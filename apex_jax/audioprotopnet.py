@@ -22,9 +22,9 @@ from jaxtyping import Array, Float, Int
 
 from apex_jax import (
     audio,
-    cache,
     data,
     hosts,
+    inference,
     objective,
     progress,
     settings,
@@ -185,7 +185,7 @@ def nearest(
     best = np.full((num, classes * each), -np.inf, np.float32)
     index = np.full(best.shape, -1, np.int32)
     read = 0
-    for positions, arrays in cache.stream(
+    for positions, arrays in inference.stream(
         audioprotopnet.as_network(model),
         clips[own.start : own.stop],
         front_end,

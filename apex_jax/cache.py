@@ -13,7 +13,6 @@ need not be as many. A cache that other weights, settings or clips made is refus
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -25,23 +24,28 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
 
-from apex_jax import atomic, audio, data, disentangle, hosts, progress, schemes
+from apex_jax import (
+    atomic,
+    audio,
+    data,
+    disentangle,
+    hosts,
+    inference,
+    progress,
+    schemes,
+)
 from apex_jax import classifier as classifier_lib
 from apex_jax import features as features_lib
 from apex_jax import mesh as mesh_lib
 
 VERSION = 3
 SHARD_BYTES = 64 * 2**20
-
-# "marginals" serves the time, frequency and time-frequency schemes; "maps" all four.
-Content = Literal["marginals", "maps"]
 
 
 class CacheError(ValueError):
@@ -76,185 +80,6 @@ class Cached:
 
     features: features_lib.Features
     clips: tuple[data.Clip, ...]
-
-
-def content_for(scheme: schemes.Scheme) -> Content:
-    """What a cache must hold for a scheme."""
-    return "maps" if schemes.needs_cells(scheme) else "marginals"
-
-
-@functools.partial(jax.jit, static_argnames=("front_end", "keep_cells", "mesh"))
-def extract(
-    network: classifier_lib.Network,
-    waveform: Float[Array, "batch sample"],
-    *,
-    front_end: audio.FrontEnd,
-    keep_cells: bool,
-    mesh: Mesh,
-) -> tuple[jax.Array, jax.Array, schemes.Views]:
-    """Pooled vectors, the network's own logits and views of a batch of waveforms."""
-
-    def on_device(network, waveform):
-        feature_map, logits = network(audio.spectrogram(front_end, waveform))
-        pooled = classifier_lib.pool(feature_map)
-        return pooled, logits, schemes.views(feature_map, keep_cells=keep_cells)
-
-    together = front_end.couples_clips
-    return mesh_lib.map_clips(on_device, mesh, together=together)(network, waveform)
-
-
-def stream(
-    network: classifier_lib.Network,
-    clips: Sequence[data.Clip],
-    front_end: audio.FrontEnd,
-    *,
-    content: Content = "marginals",
-    batch_size: int = 32,
-    mesh: Mesh,
-    skip_log: data.SkipLog,
-    on_progress: progress.OnProgress = progress.silent,
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """One pass of the backbone over clips, batch by batch.
-
-    Of several processes each runs all of `clips`, on its own devices.
-
-    Args:
-      network: what is run.
-      clips: in the order wanted.
-      front_end: settings of the spectrogram.
-      content: whether whole maps are kept.
-      batch_size: clips a step, rounded up to a multiple of the devices.
-      mesh: devices the batches are spread over; of those, this process's own.
-      skip_log: notes the clips that cannot be read, which are left out.
-      on_progress: told how many clips are done.
-
-    Yields:
-      Positions in `clips` `[n]`, and arrays by name: pooled `[n, chan]`, logits
-      `[n, classes]`, rows `[n, F, chan]`, columns `[n, T, chan]`, and for "maps"
-      cells `[n, F, T, chan]`. `n` is at most the batch size.
-    """
-    for index, valid, arrays in _run(
-        network,
-        clips,
-        front_end,
-        content=content,
-        batch_size=batch_size,
-        mesh=mesh,
-        skip_log=skip_log,
-        on_progress=on_progress,
-    ):
-        yield index[valid], {name: array[valid] for name, array in arrays.items()}
-
-
-def predict(
-    network: classifier_lib.Network,
-    clips: Sequence[data.Clip],
-    front_end: audio.FrontEnd,
-    *,
-    batch_size: int = 32,
-    mesh: Mesh,
-    skip_log: data.SkipLog,
-    on_progress: progress.OnProgress = progress.silent,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pooled vectors and logits of the clips that can be read, in their order.
-
-    Of several processes each runs its share; all of them return the whole.
-
-    Args:
-      network: what is run.
-      clips: what to classify.
-      front_end: settings of the spectrogram.
-      batch_size: clips a step.
-      mesh: devices.
-      skip_log: notes clips that cannot be read.
-      on_progress: told how many clips are done.
-
-    Returns:
-      Positions in `clips` `[n]`, pooled `[n, chan]` and logits `[n, classes]`.
-
-    Raises:
-      ValueError: no clip could be read.
-    """
-    # Fewer clips than processes: each runs all of them.
-    spread = len(clips) >= jax.process_count()
-    own = hosts.share(len(clips)) if spread else range(len(clips))
-    parts = [
-        (positions + own.start, arrays["pooled"], arrays["logits"])
-        for positions, arrays in stream(
-            network,
-            clips[own.start : own.stop],
-            front_end,
-            batch_size=batch_size,
-            mesh=mesh,
-            skip_log=skip_log,
-            on_progress=on_progress,
-        )
-    ]
-    whole = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    positions, pooled, logits = hosts.concatenate(whole) if spread else whole
-    skip_log.share()
-    if not len(positions):
-        raise ValueError(f"none of the {len(clips)} clips could be read")
-    return positions, pooled, logits
-
-
-def _run(
-    network: classifier_lib.Network,
-    clips: Sequence[data.Clip],
-    front_end: audio.FrontEnd,
-    *,
-    content: Content,
-    batch_size: int,
-    mesh: Mesh,
-    skip_log: data.SkipLog,
-    on_progress: progress.OnProgress,
-) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
-    """Positions, which of them could be read, and arrays; batch by batch, in order."""
-    mesh = mesh_lib.local(mesh)
-    front_end.check_devices(mesh.size)
-    network = mesh_lib.replicate(network, mesh)
-    pending: collections.deque = collections.deque()
-
-    def finish() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        batch, (pooled, logits, views) = pending.popleft()
-        arrays = {
-            "pooled": pooled,
-            "logits": logits,
-            "rows": views.rows,
-            "columns": views.columns,
-        }
-        if views.cells is not None:
-            arrays["cells"] = views.cells
-        clip = batch["index"] >= 0
-        on_progress(int(clip.sum()))
-        return (
-            batch["index"][clip],
-            batch["valid"][clip],
-            {name: np.asarray(array)[clip] for name, array in arrays.items()},
-        )
-
-    for batch in data.batches(
-        clips,
-        front_end,
-        batch_size=mesh_lib.round_up(batch_size, mesh),
-        skip_log=skip_log,
-    ):
-        waveform = mesh_lib.shard(batch["waveform"], mesh)
-        result = extract(
-            network,
-            waveform,
-            front_end=front_end,
-            keep_cells=content == "maps",
-            mesh=mesh,
-        )
-        for array in jax.tree.leaves(result):
-            array.copy_to_host_async()
-        pending.append((batch, result))
-        # The device works on this batch and the next while an earlier one is fetched.
-        if len(pending) > 2:
-            yield finish()
-    while pending:
-        yield finish()
 
 
 def fingerprint(
@@ -312,7 +137,7 @@ def build(
     clips: Sequence[data.Clip],
     front_end: audio.FrontEnd,
     *,
-    content: Content = "marginals",
+    content: inference.Content = "marginals",
     batch_size: int = 32,
     mesh: Mesh | None = None,
     skip_log: data.SkipLog | None = None,
@@ -437,7 +262,7 @@ def load(
     clips: Sequence[data.Clip],
     front_end: audio.FrontEnd,
     *,
-    content: Content = "marginals",
+    content: inference.Content = "marginals",
     mesh: Mesh | None = None,
 ) -> Cached:
     """Loads a finished cache, whatever number of processes made it.
@@ -470,7 +295,7 @@ def load(
 
 
 def _read_index(
-    directory: Path, expected: dict[str, str], content: Content
+    directory: Path, expected: dict[str, str], content: inference.Content
 ) -> dict[str, Any] | None:
     """The cache's index; None where there is none yet."""
     file = directory / "cache.json"
@@ -516,7 +341,7 @@ def _shard_clips(
     classifier: classifier_lib.Classifier,
     num_clips: int,
     front_end: audio.FrontEnd,
-    content: Content,
+    content: inference.Content,
     batch_size: int,
     mesh: Mesh,
 ) -> int:
@@ -524,7 +349,7 @@ def _shard_clips(
     mesh = mesh_lib.local(mesh)
     batch = mesh_lib.round_up(batch_size, mesh)
     run = functools.partial(
-        extract, front_end=front_end, keep_cells=content == "maps", mesh=mesh
+        inference.extract, front_end=front_end, keep_cells=content == "maps", mesh=mesh
     )
     leaves = jax.eval_shape(
         lambda *arguments: jax.tree.leaves(run(*arguments)),
@@ -610,7 +435,7 @@ def _fill(
     # The device goes on while a shard is written.
     with concurrent.futures.ThreadPoolExecutor(1) as writer:
         waiting: concurrent.futures.Future[None] | None = None
-        for found, valid, arrays in _run(
+        for found, valid, arrays in inference.batches(
             classifier,
             [clips[i] for i in positions],
             front_end,
@@ -649,7 +474,7 @@ def _load(
     directory: Path,
     index: dict[str, Any],
     clips: Sequence[data.Clip],
-    content: Content,
+    content: inference.Content,
     mesh: Mesh,
 ) -> Cached:
     """Pooled vectors and logits to the host, views straight to the devices."""

@@ -179,7 +179,7 @@ def audited_exactly(
     Args:
       fitted: learned on features of a network with rounded products.
       cached: these features.
-      **options: of `cache.predict`.
+      **options: of `inference.predict`.
 
     Returns:
       The fit with the exact audit, also in its explainer's provenance, and what the

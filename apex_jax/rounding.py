@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
-from apex_jax import audio, cache
+from apex_jax import audio, cache, inference
 from apex_jax import classifier as classifier_lib
 
 NUM_CLIPS = 256
@@ -80,14 +80,14 @@ def measure(
       classifier: the network as it is.
       cached: features of the rounded one.
       front_end: settings of the spectrogram.
-      **options: of `cache.predict`.
+      **options: of `inference.predict`.
 
     Returns:
       The comparison, and the exact pooled vectors `[n, chan]` and logits
       `[n, classes]`.
     """
     step = -(-len(cached.clips) // NUM_CLIPS)
-    positions, pooled, logits = cache.predict(
+    positions, pooled, logits = inference.predict(
         classifier, cached.clips[::step], front_end, **options
     )
     rounded = np.asarray(cached.features.logits)[positions * step]

@@ -28,6 +28,7 @@ from apex_jax import (
     escape,
     explain,
     hosts,
+    inference,
     logbook,
     occupied,
     progress,
@@ -331,13 +332,13 @@ def predictions(
       network: what is run.
       clips: what to classify.
       front_end: settings of the spectrogram.
-      **options: of `cache.predict`.
+      **options: of `inference.predict`.
 
     Raises:
       ValueError: no clip could be read.
     """
     with progress.bar(label, len(clips), "clip") as done:
-        positions, pooled, logits = cache.predict(
+        positions, pooled, logits = inference.predict(
             network, clips, front_end, on_progress=done, **options
         )
     return [clips[i] for i in positions], pooled, logits

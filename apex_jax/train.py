@@ -27,8 +27,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from apex_jax import (
     audio,
     augment,
-    cache,
     data,
+    inference,
     metrics,
     objective,
     progress,
@@ -97,7 +97,7 @@ class Task:
 
 @functools.cache
 def _exact(task: Task) -> classifier_lib.ForwardFn:
-    """A task's network in float32, as `cache.predict` runs one."""
+    """A task's network in float32, as `inference.predict` runs one."""
 
     def forward(parts: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         trained, fixed = parts
@@ -535,7 +535,7 @@ def _validate(
     mesh: Mesh,
     skip_log: data.SkipLog,
 ) -> Epoch:
-    positions, _, logits = cache.predict(
+    positions, _, logits = inference.predict(
         classifier_lib.Network(params=parts, forward_fn=_exact(task)),
         clips,
         front_end,

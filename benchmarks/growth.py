@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import tyro
 
-from apex_jax import bank, cache
+from apex_jax import bank, inference
 from apex_jax import mesh as mesh_lib
 from benchmarks import method, rows, sizes, synthetic, timing
 
@@ -182,7 +182,7 @@ def on_devices(size: sizes.Sizes) -> list[Point]:
     def extract(mesh: jax.sharding.Mesh) -> Any:
         copied = mesh_lib.replicate(classifier, mesh)
         spread = mesh_lib.shard(waveform, mesh)
-        return lambda: cache.extract(
+        return lambda: inference.extract(
             copied, spread, front_end=size.front_end, keep_cells=False, mesh=mesh
         )[:2]
 

@@ -30,6 +30,7 @@ from apex_jax import (
     explain,
     fit,
     hosts,
+    inference,
     metrics,
     objective,
     optimize,
@@ -411,7 +412,7 @@ def features(
         problem.classifier(convnext.with_matmul_dtype(model, config.matmul_dtype)),
         problem.splits.train,
         problem.front_end,
-        content=cache.content_for(scheme),
+        content=inference.content_for(scheme),
         batch_size=config.batch_size,
         **problem.common,
     )

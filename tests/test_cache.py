@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from apex_jax import atomic, audio, cache, data, disentangle
+from apex_jax import atomic, audio, cache, data, disentangle, inference
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 
@@ -195,9 +195,9 @@ def test_features_are_those_of_each_clip(
 
 
 def test_what_a_scheme_needs():
-    assert cache.content_for("square") == "maps"
+    assert inference.content_for("square") == "maps"
     for scheme in ("time", "frequency", "time_frequency"):
-        assert cache.content_for(scheme) == "marginals"
+        assert inference.content_for(scheme) == "marginals"
 
 
 def test_a_bad_file_is_left_out_and_the_others_keep_their_clips(
@@ -264,9 +264,9 @@ def test_a_ragged_end_neither_compiles_nor_changes_a_number(
     }
     filled = clips + clips[: -NUM_CLIPS % batch_size]
     full = build(folder / "full", classifier, filled, **options)
-    programs = cache.extract._cache_size()
+    programs = inference.extract._cache_size()
     ragged = build(folder / "ragged", classifier, clips, **options)
-    assert cache.extract._cache_size() == programs
+    assert inference.extract._cache_size() == programs
     expected = arrays_of(full)
     for name, array in arrays_of(ragged).items():
         if array is not None:
@@ -345,9 +345,9 @@ def test_an_interrupted_build_goes_on(folder, classifier, clips, monkeypatch):
     before = [shard.stat().st_mtime_ns for shard in shards]
 
     batches, seen = [], []
-    extract = cache.extract
+    extract = inference.extract
     monkeypatch.setattr(
-        cache, "extract", lambda *a, **k: (batches.append(a), extract(*a, **k))[1]
+        inference, "extract", lambda *a, **k: (batches.append(a), extract(*a, **k))[1]
     )
     resumed = build(folder / "parts", classifier, clips, on_progress=seen.append)
     assert len(batches) == 1  # three clips were left

@@ -126,10 +126,7 @@ def _row(
     key, _ = jax.random.split(jax.random.key(config.seed))  # as without --table
     with stages("train"):
         model = methods.train_convnext(output / "classifier", problem, config)
-    with stages("audioprotopnet"):
-        other, push = methods.train_prototypes(
-            output / "audioprotopnet", problem, config, model
-        )
+    # Before the long training on top: its audit refuses a network that learned nothing.
     learned = methods.learn(
         stages,
         output,
@@ -141,6 +138,10 @@ def _row(
         cache_dir=output / "cache",
         trained_on=vocoder,
     )
+    with stages("audioprotopnet"):
+        other, push = methods.train_prototypes(
+            output / "audioprotopnet", problem, config, model
+        )
     with stages("test"):
         transform = learned.explainer.transform
         tested = methods.test(problem, config, model, other, splits.test)
