@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
-from apex_jax import escape
+from apex_jax import escape, frontend
 
 # jax and flax wait until there is something to convert, so that --help is quick.
 if TYPE_CHECKING:
@@ -84,11 +84,17 @@ def _load(source: pathlib.Path) -> tuple[Any, tuple[str, ...] | None, Any]:
     settings = _read_json(described) if described.exists() else {}
     if not isinstance(settings, dict) or settings.get("model_type") not in KINDS:
         settings = {}
-    if settings.get("hidden_act", "gelu") != "gelu":
-        raise ValueError(
-            f"{described}: hidden_act {settings['hidden_act']!r}; a ConvNeXt here has "
-            "'gelu'"
-        )
+    # What changes the logits and leaves no trace in the arrays.
+    for name, known in (
+        ("hidden_act", "gelu"),
+        ("add_on_layers_type", "upsample"),
+        ("topk_k", 1),
+        ("non_negative_last_layer", True),
+    ):
+        if settings.get(name, known) != known:
+            raise ValueError(
+                f"{described}: {name} {settings[name]!r}; networks here have {known!r}"
+            )
     epsilon = settings.get("layer_norm_eps")
     number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
     if epsilon is not None and not (number and 0 < epsilon < 1):
@@ -197,7 +203,8 @@ class Convert:
       out: the checkpoint to write, a folder.
       class_names: a .txt with one name a line or a .json with a list or an id2label,
         in the order of the logits.
-      front_end: a .json that says how the network's spectrograms are made.
+      front_end: how the network's spectrograms are made: a .json, or birdset-128 for
+        BirdSet's ConvNeXts and birdset-256 for AudioProtoPNet's.
       overwrite: replace a checkpoint that is already there.
     """
 
@@ -213,10 +220,11 @@ class Convert:
         ),
     ] = None
     front_end: Annotated[
-        pathlib.Path | None,
+        str | None,
         tyro.conf.arg(
-            metavar="FILE.json",
-            help_behavior_hint="(default: none; apex-jax fit then has to be told)",
+            metavar="FILE.json|NAME",
+            help_behavior_hint="(default: that of AudioProtoPNet for one; else none, "
+            "and apex-jax fit has to be told)",
         ),
     ] = None
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -226,19 +234,16 @@ def main(config: Convert) -> str:
     """Converts, writes the checkpoint and returns a summary in words."""
     import jax
 
-    from apex_jax import audio, checkpoint
-    from apex_jax.models import audioprotopnet, audioprotopnet_keys, convnext_keys
+    from apex_jax import checkpoint
+    from apex_jax.models import audioprotopnet, convnext_keys
 
     model, names, dialect = _load(config.source.expanduser())
     prototypes = isinstance(model, audioprotopnet.AudioProtoPNet)
     if config.class_names is not None:
         names = _read_names(config.class_names)
-    front_end = audioprotopnet_keys.FRONT_END.to_dict() if prototypes else None
+    front_end = frontend.FrontEnd.birdset() if prototypes else None
     if config.front_end is not None:
-        settings = _read_json(config.front_end)
-        if not isinstance(settings, dict):
-            raise ValueError(f"{config.front_end} holds no named settings")
-        front_end = audio.FrontEnd.from_dict(settings).to_dict()
+        front_end = _front_end(config.front_end)
     _try_out(config.source, model)
     shape = model.config
     save = checkpoint.save_audioprotopnet if prototypes else checkpoint.save_classifier
@@ -246,7 +251,7 @@ def main(config: Convert) -> str:
         config.out,
         model,
         class_names=names or [str(index) for index in range(shape.num_classes)],
-        front_end=front_end,
+        front_end=None if front_end is None else front_end.to_dict(),
         extra={"source": config.source.name, "dialect": dialect},
         overwrite=config.overwrite,
     )
@@ -264,6 +269,16 @@ def main(config: Convert) -> str:
         f"{num_tensors} tensors, {weights:,} weights, "
         f"{shape.in_channels} input channel(s), {named}"
     )
+
+
+def _front_end(asked: str) -> frontend.FrontEnd:
+    """The front end of a name, or of a file that ends in .json."""
+    if not asked.endswith(".json"):
+        return frontend.FrontEnd.named(asked)
+    settings = _read_json(pathlib.Path(asked).expanduser())
+    if not isinstance(settings, dict):
+        raise ValueError(f"{asked} holds no named settings")
+    return frontend.FrontEnd.from_dict(settings)
 
 
 def _try_out(source: pathlib.Path, model: Any) -> None:

@@ -169,6 +169,22 @@ class FrontEnd:
         return cls.torchaudio(**pixels | values | settings)
 
     @classmethod
+    def birdset_128(cls, **settings: Any) -> FrontEnd:
+        """The front end of BirdSet's own published ConvNeXts, 128 x 501 pixels."""
+        pixels = {"n_fft": 1024, "hop_length": 320, "n_mels": 128}
+        values = {"mean": -4.268, "std": 4.569}
+        return cls.birdset(**pixels | values | settings)
+
+    @classmethod
+    def named(cls, name: str) -> FrontEnd:
+        """One of `PUBLISHED`; ValueError for another name."""
+        if name not in PUBLISHED:
+            raise ValueError(
+                f"no front end is called {name!r}; known are {', '.join(PUBLISHED)}"
+            )
+        return PUBLISHED[name]()
+
+    @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> FrontEnd:
         """The inverse of `to_dict`."""
         names = {field.name for field in dataclasses.fields(cls)}
@@ -262,6 +278,13 @@ class FrontEnd:
         edges = (self.frame_to_s(np.subtract(f, 0.5)) for f in (low_frame, high_frame))
         low, high = (np.clip(edge, 0, self.clip_s) for edge in edges)
         return low, high
+
+
+# What networks were published for, by name.
+PUBLISHED = {
+    "birdset-128": FrontEnd.birdset_128,
+    "birdset-256": FrontEnd.birdset,
+}
 
 
 # The two mel formulas are written out because geometry and validation need them

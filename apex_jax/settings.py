@@ -310,7 +310,11 @@ class Training:
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot work."""
-        _check_positive(self, "epochs", "batch_size", "learning_rate", "patience")
+        _check_positive(
+            self, "epochs", "batch_size", "learning_rate", "patience", "clip_norm"
+        )
+        _check_not_negative(self, "weight_decay")
+        _check_share(self, "warmup")
         self.augment.check()
 
     def num_epochs(self, steps_per_epoch: int) -> int:
@@ -341,6 +345,19 @@ def _check_positive(config: Any, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and not value > 0:  # NaN included
             raise ValueError(f"{name} must be positive; got {value}")
+
+
+def _check_not_negative(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not value >= 0:  # NaN included
+            raise ValueError(f"{name} must not be negative; got {value}")
+
+
+def _check_share(config: Any, name: str) -> None:
+    value = getattr(config, name)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is a share, 0 to 1; got {value}")
 
 
 def _num_epochs(asked: int | None, least: int, steps_per_epoch: int) -> int:
@@ -410,14 +427,11 @@ class PrototypeTraining:
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot work."""
-        _check_positive(
-            self, "epochs", "batch_size", "prototype_rate", "learning_rate", "patience"
-        )
+        _check_positive(self, "epochs", "batch_size", "prototype_rate", "learning_rate")
+        _check_positive(self, "patience", "clip_norm")
+        _check_not_negative(self, "backbone_rate", "prototype_decay", "weight_decay")
+        _check_share(self, "warmup")
         self.augment.check()
-        if not self.backbone_rate >= 0:
-            raise ValueError(
-                f"backbone_rate must not be negative; got {self.backbone_rate}"
-            )
 
     def num_epochs(self, steps_per_epoch: int) -> int:
         """Passes over the clips when one takes `steps_per_epoch` steps."""

@@ -179,9 +179,7 @@ def train_convnext(
         **shaped,
     )
 
-    pretrained = None
-    if config.pretrained is not None:
-        pretrained, _ = checkpoint.load_classifier(config.pretrained)
+    pretrained = None if config.pretrained is None else _pretrained(config.pretrained)
 
     def begin() -> convnext.ConvNeXt:
         if pretrained is not None:
@@ -219,6 +217,13 @@ def train_convnext(
         save=save,
         label="train ConvNeXt",
     )
+
+
+def _pretrained(path: Path) -> convnext.ConvNeXt:
+    """A ConvNeXt, or the one below an AudioProtoPNet."""
+    if checkpoint.kind_of(path) == "audioprotopnet":
+        return checkpoint.load_audioprotopnet(path)[0].backbone
+    return checkpoint.load_classifier(path)[0]
 
 
 def train_prototypes(

@@ -27,8 +27,9 @@ class Common:
     model: settings.Size = "atto"
     """Size of the ConvNeXt to train; the paper's is base."""
     pretrained: Path | None = None
-    """A ConvNeXt of this size to go on from, which apex-jax convert wrote: BirdSet's
-    own begin with one of images. What does not fit, stem and head, begins anew."""
+    """A ConvNeXt of this size to go on from, or an AudioProtoPNet for the one below it,
+    which apex-jax convert wrote: BirdSet's own begin with one of images. What does not
+    fit, stem and head, begins anew."""
     seed: int = 0
     """Of the training, the optimisation, the random masks, and the splits drawn."""
     strict: bool = False

@@ -143,6 +143,7 @@ def test_chunks_change_nothing(chunk, monkeypatch):
     [
         (9736, 1, 97_551_504),
         (9736, 5, 137_469_104),
+        (9736, 10, 187_366_104),
         (9736, 20, 287_160_104),
         (411, 5, 89_669_154),
         (2, 5, 87_572_620),
@@ -409,7 +410,14 @@ def test_the_gradient_is_that_of_the_formula(clips):
 
 
 def test_impossible_settings():
-    for changes in ({"epochs": 0}, {"prototype_rate": 0.0}, {"backbone_rate": -1.0}):
+    for changes in (
+        {"epochs": 0},
+        {"prototype_rate": 0.0},
+        {"backbone_rate": -1.0},
+        {"clip_norm": 0.0},
+        {"prototype_decay": -0.1},
+        {"warmup": 1.5},
+    ):
         (name,) = changes
         with pytest.raises(ValueError, match=name):
             settings.PrototypeTraining(**changes).check()

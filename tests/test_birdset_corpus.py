@@ -86,6 +86,51 @@ def test_every_layout_gives_the_same_clips(name, split, copies):
     assert waves[0] == waves[1] == waves[2]
 
 
+RECORDINGS = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.mark.skipif(not RECORDINGS.is_dir(), reason="no real recordings beside us")
+def test_real_recordings_in_every_layout(tmp_path):
+    """Compressed, in stereo, of 16 to 48 kHz, of seconds to minutes."""
+    chosen = {
+        "bird": sorted((RECORDINGS / "birds").glob("*.*")),
+        "rooster": sorted((RECORDINGS / "esc10" / "rooster").glob("*.ogg"))[:8],
+        "rain": sorted((RECORDINGS / "esc10" / "rain").glob("*.ogg"))[:8],
+    }
+    for name, files in chosen.items():
+        (tmp_path / "sounds" / name).mkdir(parents=True)
+        for file in files:
+            shutil.copyfile(file, tmp_path / "sounds" / name / file.name)
+    for layout in LAYOUTS:
+        make_copy.main(
+            make_copy.Config(
+                sounds=tmp_path / "sounds",
+                output=tmp_path / layout,
+                layout=layout,
+                subsets=("HSN",),
+            )
+        )
+    front_end = audio.FrontEnd.birdset()
+    for name, split in (("XCM", "train"), ("HSN", "test_5s")):
+        found = []
+        for layout in LAYOUTS:
+            part = read(tmp_path / layout, name, split)
+            assert len(part.clips) > 2
+            waves = {
+                (clip.path.name, clip.labels): audio.load_clip(
+                    clip.path, front_end, clip.offset_s
+                )
+                for clip in part.clips
+            }
+            assert all(wave.shape == (160_000,) for wave in waves.values())
+            found.append(waves)
+        assert found[0].keys() == found[1].keys() == found[2].keys()
+        for one, wave in found[0].items():
+            assert np.abs(wave).max() > 0
+            np.testing.assert_array_equal(wave, found[1][one])
+            np.testing.assert_array_equal(wave, found[2][one])
+
+
 def test_copies_are_as_the_release_is(copies):
     """Files and columns; soundscapes are there, and are no clips."""
     names = {p.name for p in (copies / "archives" / "HSN").iterdir()}

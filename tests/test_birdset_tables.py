@@ -1,6 +1,7 @@
 """Tables 3 and 4 in miniature: small copies in, every cell against plain scores."""
 
 import csv
+import dataclasses
 import functools
 import json
 
@@ -114,6 +115,13 @@ def test_what_is_finished_is_not_done_again(done, copies, monkeypatch, capsys):
     again = table3.main(config(copies / "archives", output))
     assert capsys.readouterr().out.count("finished before") == 2
     assert again["tests"] == results["tests"]
+    # A set's scores depend neither on the other sets nor on how regions are hidden.
+    alone = config(
+        copies / "archives", output, test_on=("POW",), mask_draws=3, overwrite=True
+    )
+    alone = table3.main(alone)
+    assert capsys.readouterr().out.count("finished before") == 1
+    assert alone["tests"] == {"POW": results["tests"]["POW"]}
 
 
 @pytest.mark.slow
@@ -201,6 +209,58 @@ def test_a_list_is_read_only_where_it_is_needed(copies, tmp_path):
     assert get("numbers", "HSN").other_names == names
     with pytest.raises(ValueError, match="has no XCL_ebird_codes"):
         get("numbers", "XCL")
+
+
+def test_networks_hear_what_they_were_trained_on(copies, tmp_path):
+    """Neither unsaid nor another than the other network's."""
+    names = labels.read(copies / "files" / "labels", "HSN")
+    shape = convnext.ConvNeXtConfig(depths=(1,), dims=(4,), num_classes=len(names))
+    backbone = convnext.ConvNeXt(shape, rngs=nnx.Rngs(0))
+    other = audioprotopnet.on(backbone, num_classes=len(names), key=jax.random.key(0))
+    checkpoint.save_audioprotopnet(
+        tmp_path / "other",
+        other,
+        class_names=names,
+        front_end=audio.FrontEnd.birdset().to_dict(),
+    )
+
+    def get(front_end):
+        checkpoint.save_classifier(
+            tmp_path / "net",
+            backbone,
+            class_names=names,
+            front_end=front_end,
+            overwrite=True,
+        )
+        asked = config(
+            copies / "files",
+            tmp_path,
+            weights=tmp_path / "net",
+            prototypes=tmp_path / "other",
+        )
+        return networks.get(asked, tmp_path, None, data.SkipLog(), with_other=True)
+
+    with pytest.raises(ValueError, match="--front-end birdset-128"):
+        get(None)
+    published = audio.FrontEnd.birdset_128().to_dict()
+    with pytest.raises(ValueError, match="256 x 626 pixels, not 128 x 501"):
+        get(published)
+    assert get(audio.FrontEnd.birdset().to_dict()).front_end.shape == (256, 626)
+
+
+def test_a_training_can_go_on_from_the_network_below_an_audioprotopnet(tmp_path):
+    shape = convnext.ConvNeXtConfig(depths=(1,), dims=(4,), num_classes=0)
+    backbone = convnext.ConvNeXt(shape, rngs=nnx.Rngs(0))
+    other = audioprotopnet.on(backbone, num_classes=3, key=jax.random.key(0))
+    checkpoint.save_audioprotopnet(tmp_path / "other", other, class_names=list("abc"))
+    found = methods._pretrained(tmp_path / "other")
+    new = convnext.continued(
+        dataclasses.replace(shape, num_classes=7), found, jax.random.key(1)
+    )
+    arrays = convnext.named_arrays(new)
+    assert arrays["head.kernel"].shape == (4, 7)
+    for name, array in convnext.named_arrays(backbone).items():
+        np.testing.assert_array_equal(arrays[name], array, err_msg=name)
 
 
 def test_without_background_recordings_none_are_put_behind(copies, tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from apex_jax import checkpoint, convert, disentangle
+from apex_jax import audio, checkpoint, convert, disentangle
 from apex_jax.models import convnext, convnext_keys
 
 DATA = pathlib.Path(__file__).parent / "data" / "convnext"
@@ -331,12 +331,20 @@ def test_names_that_transformers_made_up_are_none(model, tmp_path):
         assert convert.load(tmp_path)[1] == known
 
 
-def test_transformers_folder_with_another_activation(model, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("convnext", "hidden_act", "relu"),
+        ("AudioProtoNet", "add_on_layers_type", "identity"),
+        ("AudioProtoNet", "non_negative_last_layer", False),
+        ("AudioProtoNet", "topk_k", 3),
+    ],
+)
+def test_settings_that_leave_no_trace_in_the_arrays(kind, name, value, model, tmp_path):
     arrays = convnext_keys.to_state_dict(model, "transformers")
     safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
-    settings = {"model_type": "convnext", "hidden_act": "relu"}
-    (tmp_path / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="hidden_act 'relu'"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, name: value}))
+    with pytest.raises(ValueError, match=rf"config\.json: {name} {value!r}; networks"):
         convert.load(tmp_path)
 
 
@@ -366,7 +374,7 @@ def test_command(tmp_path):
     config = convert.Convert(
         source=DATA / "transformers_1",
         out=tmp_path / "out",
-        front_end=tmp_path / "front_end.json",
+        front_end=str(tmp_path / "front_end.json"),
     )
     summary = convert.main(config)
     assert "ConvNeXt custom from transformers, 65 tensors" in summary
@@ -460,10 +468,34 @@ def test_front_ends_that_are_none(state, content, message, tmp_path):
     source = tmp_path / "model.safetensors"
     safetensors.numpy.save_file(state, source)
     command = convert.Convert(
-        source=source, out=tmp_path / "out", front_end=tmp_path / "front.json"
+        source=source, out=tmp_path / "out", front_end=str(tmp_path / "front.json")
     )
     with pytest.raises(ValueError, match=message):
         convert.main(command)
+
+
+def test_front_ends_by_name(tmp_path):
+    """BirdSet's own, as its configuration has it, and AudioProtoPNet's."""
+
+    def stored(name):
+        convert.main(
+            convert.Convert(
+                source=DATA / "transformers_1",
+                out=tmp_path / "out",
+                front_end=name,
+                overwrite=True,
+            )
+        )
+        _, metadata = checkpoint.load_classifier(tmp_path / "out")
+        return audio.FrontEnd.from_dict(metadata["front_end"])
+
+    found = stored("birdset-128")
+    assert found.shape == (128, 501)
+    assert (found.sample_rate, found.clip_s, found.n_fft) == (32_000, 5.0, 1024)
+    assert (found.mean, found.std) == (-4.268, 4.569)
+    assert stored("birdset-256") == audio.FrontEnd.birdset()
+    with pytest.raises(ValueError, match="'birdset'; known are birdset-128, birdset-2"):
+        stored("birdset")
 
 
 def test_weights_that_make_no_numbers_are_told(state, tmp_path):

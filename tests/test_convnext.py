@@ -269,6 +269,8 @@ def test_eight_devices_are_one():
         ("base", 1000, 3, 88_591_464),
         ("large", 1000, 3, 197_767_336),
         ("base", 2, 1, 87_564_418),
+        ("base", 411, 1, 87_983_643),
+        ("base", 9736, 1, 97_541_768),
     ],
 )
 def test_published_sizes(size, classes, in_channels, weights):

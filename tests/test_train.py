@@ -487,10 +487,19 @@ def test_bad_files_are_skipped_unless_that_is_all(model, clips, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config", [{"batch_size": 0}, {"epochs": 0}, {"learning_rate": -1.0}]
+    ("config", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be positive"),
+        ({"epochs": 0}, "epochs must be positive"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive"),
+        ({"weight_decay": -0.1}, "weight_decay must not be negative"),
+        ({"warmup": 1.5}, "warmup is a share, 0 to 1; got 1.5"),
+        ({"warmup": float("nan")}, "warmup is a share"),
+    ],
 )
-def test_impossible_settings(config, model, clips):
-    with pytest.raises(ValueError, match=rf"{next(iter(config))} must be positive"):
+def test_impossible_settings(config, message, model, clips):
+    with pytest.raises(ValueError, match=message):
         fit(model, clips, config=config)
 
 

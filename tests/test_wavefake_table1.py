@@ -10,7 +10,7 @@ import test_flow
 from apex_jax import audioprotopnet, disentangle, fit, optimize, train
 from apex_jax.models import convnext
 from experiments import demo_corpus, methods
-from experiments.wavefake import options, table1, tables
+from experiments.wavefake import corpus, options, table1, tables
 
 pytestmark = pytest.mark.slow
 
@@ -150,7 +150,7 @@ def test_options_that_do_not_fit_the_copy(run, tmp_path):
 
 def test_a_table_without_rows_is_an_error(run, tmp_path, monkeypatch):
     def refuses(*arguments, **options):
-        raise disentangle.UntrainedError("learned nothing")
+        raise corpus.TooFewError("only two sentences")
 
     monkeypatch.setattr(table1, "_row", refuses)
     with pytest.raises(ValueError, match="no row of the table could be made"):
@@ -194,26 +194,35 @@ def test_the_papers_means():
         assert known["apex"] == known["classifier"]
 
 
-def test_a_network_that_learned_nothing_is_left_out(table, run, monkeypatch, capsys):
-    """The audit refuses it; the other rows are filled all the same."""
+def test_a_network_that_learned_nothing_has_no_apex(table, run, monkeypatch, capsys):
+    """The audit refuses it; what else is known of it is told, and the others go on."""
     results, output = table
     for name in ("", *test_flow.TESTED):
         (output / name / "results.json").unlink()
-    real = methods.test
+    real = methods.learn
 
-    def refuses(problem, config, *arguments):
+    def refuses(stages, folder, key, problem, config, *arguments, **options):
         if config.train_on == test_flow.TESTED[0]:
             raise disentangle.UntrainedError("hardly tells these clips apart")
-        return real(problem, config, *arguments)
+        return real(stages, folder, key, problem, config, *arguments, **options)
 
-    monkeypatch.setattr(methods, "test", refuses)
+    monkeypatch.setattr(methods, "learn", refuses)
     again = run(output)
     first, second = test_flow.TESTED
-    assert again["eer"][first] is None
-    assert again["left_out"][first] == "hardly tells these clips apart"
+    assert set(again["eer"][first]) == {"classifier", "audioprotopnet"}
+    for method, found in again["eer"][first].items():
+        assert found == pytest.approx(results["eer"][first][method], abs=1e-3)
+    assert again["without_apex"] == {first: "hardly tells these clips apart"}
     assert again["eer"][second]["apex"] == pytest.approx(
         results["eer"][second]["apex"], abs=1e-3
     )
-    said = capsys.readouterr().out
-    assert "left out: hardly tells" in said
-    assert f"not trained on: {first}, lpc_vocoder" in " ".join(said.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "without APEX: hardly tells" in said
+    assert "not trained on: lpc_vocoder" in said
+    assert f"no APEX for {first}" in said
+    lines = (output / "table1.md").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"| {first} | "))
+    assert line.split(" | ")[1].endswith(" / –")
+    # Finished like the others, and still without.
+    (output / "results.json").unlink()
+    assert run(output)["without_apex"] == again["without_apex"]

@@ -15,23 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from apex_jax import frontend
 from apex_jax.models import audioprotopnet, convnext, convnext_keys
-
-# How the published networks were shown sound; the constants are BirdSet XCL's.
-FRONT_END = frontend.FrontEnd(
-    sample_rate=32_000,
-    clip_s=5,
-    n_fft=2048,
-    hop_length=256,
-    n_mels=256,
-    mel_scale="htk",
-    mel_norm=None,
-    pad_mode="reflect",
-    top_db=80,
-    mean=-13.369,
-    std=13.162,
-)
 
 _PROTOTYPES = re.compile(r"(?:^|.*\.)prototype_vectors$")
 _BACKBONE = re.compile(r"^(.*?)(?:embeddings|encoder)\.")

@@ -319,9 +319,10 @@ def restrict(model: ConvNeXt, classes: Sequence[int]) -> ConvNeXt:
 def continued(config: ConvNeXtConfig, other: ConvNeXt, key: Key[Array, ""]) -> ConvNeXt:
     """A new network that goes on from another's weights, as far as they fit.
 
-    The head of other classes, and the kernel of a stem with other input channels, begin
-    anew: kernels from a normal distribution of deviation 0.02, biases at zero, as
-    transformers does with mismatched sizes. The stem's bias stays.
+    The head of other classes, or of a network without one, and the kernel of a stem
+    with other input channels begin anew: kernels from a normal distribution of
+    deviation 0.02, biases at zero, as transformers does with mismatched sizes. The
+    stem's bias stays.
 
     Args:
       config: of the new network.
@@ -341,7 +342,7 @@ def continued(config: ConvNeXtConfig, other: ConvNeXt, key: Key[Array, ""]) -> C
     found = named_arrays(other)
     arrays = {}
     for number, (name, wanted) in enumerate(shapes.items()):
-        if found[name].shape == wanted.shape:
+        if name in found and found[name].shape == wanted.shape:
             arrays[name] = found[name]
         elif name.endswith("bias"):
             arrays[name] = jnp.zeros(wanted.shape)

@@ -127,15 +127,17 @@ def get(
     if config.weights is not None:
         model, metadata = checkpoint.load_classifier(_inside(config.weights))
         names = _names(config, config.weights, metadata["class_names"])
-        front_end = _front_end(config.weights, metadata["front_end"], front_end)
+        front_end = _front_end(config.weights, metadata["front_end"])
     if config.prototypes is not None and with_other:
         other, metadata = checkpoint.load_audioprotopnet(config.prototypes)
         other_names = _names(config, config.prototypes, metadata["class_names"])
-        own = _front_end(config.prototypes, metadata["front_end"], front_end)
+        own = _front_end(config.prototypes, metadata["front_end"])
         if own != front_end:
             raise ValueError(
                 f"--prototypes {config.prototypes} has another front end than the "
-                "classifier; they are compared on the same spectrograms"
+                f"classifier: {own.shape[0]} x {own.shape[1]} pixels, not "
+                f"{front_end.shape[0]} x {front_end.shape[1]}, or other settings; they "
+                "are compared on the same spectrograms"
             )
     if model is None or (other is None and with_other):
         names = names or labels.read(config.labels, config.train_on)
@@ -284,10 +286,11 @@ def _names(config: options.Config, path: Path, found: Sequence[str]) -> tuple[st
     return tuple(found)
 
 
-def _front_end(
-    path: Path, stored: dict | None, asked: audio.FrontEnd
-) -> audio.FrontEnd:
+def _front_end(path: Path, stored: dict | None) -> audio.FrontEnd:
     if stored is None:
-        runs.say(f"{path} carries no front end; --front-end's settings are used")
-        return asked
+        raise ValueError(
+            f"{path} does not say how its spectrograms are made: apex-jax convert "
+            "--front-end birdset-128, for BirdSet's ConvNeXts, or FILE.json writes "
+            "that beside it"
+        )
     return audio.FrontEnd.from_dict(stored)

@@ -58,7 +58,7 @@ def main(config: options.Config) -> dict[str, Any]:
         file = output / name / "results.json"
         clips = networks.read(config, name, "test_5s", names, skip_log)
         settings = runs.settings_of(
-            config,
+            _of_one(config),
             runs.digest_of(clips),
             (trained.classifier, trained.other, learned.explainer.transform),
         )
@@ -97,6 +97,13 @@ def main(config: options.Config) -> dict[str, Any]:
         tables.scored_terminal(results),
     )
     return results
+
+
+def _of_one(config: options.Config) -> options.Config:
+    """What one set's scores depend on: not on the others, nor on what is hidden."""
+    usual = options.Config(data_dir=config.data_dir, labels=config.labels)
+    names = ("test_on", "mask_draws", "exclude_own", "evidence", "locate")
+    return dataclasses.replace(config, **{name: getattr(usual, name) for name in names})
 
 
 def _test(

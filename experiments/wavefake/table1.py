@@ -56,15 +56,20 @@ def main(config: options.Config) -> dict[str, Any]:
             corpus = wavefake_run.demo(config, output / "corpus", whole=True)
     table: dict[str, dict[str, dict[str, float | None]] | None] = {}
     left_out: dict[str, str] = {}
+    without_apex: dict[str, str] = {}
     for number, vocoder in enumerate(corpus.fake, start=1):
         runs.say(f"\n{vocoder} ({number} of {len(corpus.fake)})")
         with stages(vocoder):
             try:
-                table[vocoder] = _row(config, corpus, vocoder, output / vocoder, mesh)
-            # Too few sentences, or a network that learned nothing: the others go on.
-            except (wavefake_corpus.TooFewError, disentangle.UntrainedError) as error:
+                row = _row(config, corpus, vocoder, output / vocoder, mesh)
+            # Too few sentences: the others go on.
+            except wavefake_corpus.TooFewError as error:
                 runs.say(f"left out: {error}")
                 table[vocoder], left_out[vocoder] = None, str(error)
+                continue
+        table[vocoder] = row["eer"]
+        if row.get("without_apex"):
+            without_apex[vocoder] = row["without_apex"]
     if len(left_out) == len(table):
         raise ValueError(
             "no row of the table could be made; "
@@ -77,6 +82,7 @@ def main(config: options.Config) -> dict[str, Any]:
         "data_dir": str(corpus.root),
         "eer": table,
         "left_out": left_out,
+        "without_apex": without_apex,
         "paper": tables.PAPER,
         "skipped_files": runs.gather_skipped(output, [output / name for name in table]),
         **results_lib.how(config, mesh, stages),
@@ -89,6 +95,12 @@ def main(config: options.Config) -> dict[str, Any]:
             "the paper's aEER is over its seven vocoders, here over "
             f"{len(corpus.fake)}; not trained on: {', '.join(left_out) or 'none'}",
         )
+    if without_apex:
+        runs.report(
+            "note",
+            f"no APEX for {', '.join(without_apex)}: the network learned nothing that "
+            "could be explained",
+        )
     runs.say(f"seconds     {progress.in_words(results)}")
     return results
 
@@ -99,8 +111,11 @@ def _row(
     vocoder: str,
     output: Path,
     mesh: jax.sharding.Mesh,
-) -> dict[str, dict[str, float | None]]:
-    """EERs of the three methods trained on a vocoder."""
+) -> dict[str, Any]:
+    """What one vocoder's `results.json` says: EERs of the three methods and how.
+
+    Without APEX where the audit refuses the network because it learned nothing.
+    """
     config = dataclasses.replace(config, train_on=vocoder, output_dir=output)
     stages, skip_log = progress.Stages(), data.SkipLog(strict=config.strict)
     splits = wavefake_corpus.split(
@@ -113,7 +128,7 @@ def _row(
     settings = runs.settings_of(config, runs.digest_of(*splits))
     if runs.is_finished(output / "results.json", settings):
         runs.say(f"finished before, in {output}")
-        return runs.read_json(output / "results.json")["eer"]
+        return runs.read_json(output / "results.json")
     runs.claim(output, config, clips=runs.digest_of(*splits))
     scheme = schemes.parse(config.scheme)
     problem = methods.Problem(
@@ -126,26 +141,32 @@ def _row(
     key, _ = jax.random.split(jax.random.key(config.seed))  # as without --table
     with stages("train"):
         model = methods.train_convnext(output / "classifier", problem, config)
-    # Before the long training on top: its audit refuses a network that learned nothing.
-    learned = methods.learn(
-        stages,
-        output,
-        key,
-        problem,
-        config,
-        model,
-        scheme,
-        cache_dir=output / "cache",
-        trained_on=vocoder,
-    )
     with stages("audioprotopnet"):
         other, push = methods.train_prototypes(
             output / "audioprotopnet", problem, config, model
         )
     with stages("test"):
-        transform = learned.explainer.transform
         tested = methods.test(problem, config, model, other, splits.test)
+    about: dict[str, Any] = {"without_apex": None}
+    try:
+        learned = methods.learn(
+            stages,
+            output,
+            key,
+            problem,
+            config,
+            model,
+            scheme,
+            cache_dir=output / "cache",
+            trained_on=vocoder,
+        )
+        transform = learned.explainer.transform
         tested = tested.with_apex(transform)
+        about |= learned.to_dict()
+        about["invariance"] = dataclasses.asdict(tested.audit(transform))
+    except disentangle.UntrainedError as error:
+        runs.say(f"without APEX: {error}")
+        about = {"without_apex": str(error)}
     rows = wavefake_corpus.rows_by_vocoder(tested.clips, corpus)
     eer = {
         method: evaluation.eers(logits, tested.clips, rows)
@@ -153,24 +174,21 @@ def _row(
     }
     if hosts.is_primary():
         skip_log.write_csv(output / "skipped.csv")
-    runs.write_json(
-        output / "results.json",
-        {
-            "train_on": vocoder,
-            "settings": settings,
-            "eer": eer,
-            "clips": {"train": learned.num_clips, "test": len(tested.clips)},
-            **learned.to_dict(),
-            "push": push,
-            "invariance": dataclasses.asdict(tested.audit(transform)),
-            "skipped_files": len(skip_log),
-            **stages.to_dict(),
-        },
-    )
+    result = {
+        "train_on": vocoder,
+        "settings": settings,
+        "eer": eer,
+        "clips": {"train": len(splits.train), "test": len(tested.clips)},
+        **about,
+        "push": push,
+        "skipped_files": len(skip_log),
+        **stages.to_dict(),
+    }
+    runs.write_json(output / "results.json", result)
     means = ", ".join(
-        f"{title} {eer[method]['aeer']:.1f}"
-        for method, title in methods.TITLES.items()
-        if eer[method]["aeer"] is not None
+        f"{methods.TITLES[method]} {found['aeer']:.1f}"
+        for method, found in eer.items()
+        if found["aeer"] is not None
     )
     runs.say(f"aEER in %: {means}")
-    return eer
+    return result

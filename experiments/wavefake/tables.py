@@ -20,6 +20,7 @@ PAPER = {
 }
 
 # By method, then vocoder tested on, with their mean `aeer`; None where there is none.
+# A network that learned nothing has no APEX.
 Eers = Mapping[str, Mapping[str, float | None]]
 # By vocoder trained on; None where nothing could be trained.
 Table = Mapping[str, Eers | None]
@@ -89,7 +90,7 @@ def _rows(table: Table) -> list[list[str]]:
 def cell(table: Table, method: str, trained: str, tested: str) -> float | None:
     """An EER in %, None where there is none."""
     row = table[trained]
-    return None if row is None else row[method].get(tested)
+    return None if row is None else row.get(method, {}).get(tested)
 
 
 def paper(trained: str, method: str) -> float | None:
