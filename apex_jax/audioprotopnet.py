@@ -41,6 +41,7 @@ def learning(
     config: audioprotopnet.AudioProtoPNetConfig,
     part: Literal["head", "all"] = "head",
     matmul_dtype: settings.MatmulDtype = "float32",
+    rematerialise: bool = False,
 ) -> train.Task:
     """Learning the prototypes and what they count for, or the backbone with them.
 
@@ -57,7 +58,10 @@ def learning(
         trained: Any, fixed: Any, pixels: jax.Array, dtype: settings.MatmulDtype
     ) -> jax.Array:
         whole = joined(trained, fixed)
-        body = convnext.rounded(whole.backbone, dtype).body(pixels)
+        backbone = convnext.rounded(whole.backbone, dtype)
+        if rematerialise:
+            backbone = convnext.rematerialised(backbone)
+        body = backbone.body(pixels)
         similarities = whole.head.similarities(body, dtype)
         return whole.head.logits(similarities)
 
@@ -119,7 +123,7 @@ def fit(
     options |= {"num_classes": len(class_names), "seed": seed, "config": config}
     sounds = (clips, validation, front_end)
     if config.backbone_rate:
-        task = learning(model.config, "all", config.matmul_dtype)
+        task = learning(model.config, "all", config.matmul_dtype, config.rematerialise)
         return train.run(task, model, *sounds, **options)
     task = learning(model.config, "head", config.matmul_dtype)
     head, epochs = train.run(task, model.head, *sounds, fixed=model.backbone, **options)

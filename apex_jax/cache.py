@@ -103,17 +103,20 @@ def fingerprint(
     }
 
 
-def listing(clips: Sequence[data.Clip]) -> list[str]:
+def listing(clips: Sequence[data.Clip]) -> Iterator[str]:
     """A line a clip: its path, offset, and its file's size and time of modification."""
-    lines = []
-    for clip in clips:
+
+    @functools.cache  # a recording can have many clips
+    def state(path: str) -> str:
         try:
-            stat = os.stat(clip.path)
-            state = f"{stat.st_size} {stat.st_mtime_ns}"
+            stat = os.stat(path)
         except OSError:
-            state = "missing"
-        lines.append(f"{clip.path}\0{clip.offset_s}\0{state}\n")
-    return lines
+            return "missing"
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+
+    for clip in clips:
+        path = os.fspath(clip.path)
+        yield f"{path}\0{clip.offset_s}\0{state(path)}\n"
 
 
 def weights_digest(classifier: classifier_lib.Classifier) -> str:

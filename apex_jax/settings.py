@@ -291,6 +291,8 @@ class Training:
         by default it goes on to the end.
       matmul_dtype: of the network's products while it is trained; weights and sums
         stay float32. bfloat16 is faster on accelerators and most new processors.
+      rematerialise: run the network's blocks again in the backward pass instead of
+        keeping what happened in them: a third more work in a fraction of the memory.
       augment: what is done to the clips.
       loss: "asymmetric" for networks that give a clip several classes: what a class
         is not hardly counts once that is clear.
@@ -305,6 +307,7 @@ class Training:
     random_crop: bool = True
     patience: Annotated[int | None, _OPEN] = None
     matmul_dtype: MatmulDtype = "float32"
+    rematerialise: bool = False
     augment: Augmentation = Augmentation()
     loss: Loss = "cross-entropy"
 
@@ -408,6 +411,7 @@ class PrototypeTraining:
         by default it goes on to the end.
       matmul_dtype: of the network's products while it is trained; weights and sums
         stay float32. bfloat16 is faster on accelerators and most new processors.
+      rematerialise: as for `Training`; where the backbone is trained too.
       augment: what is done to the clips.
     """
 
@@ -423,6 +427,7 @@ class PrototypeTraining:
     random_crop: bool = True
     patience: Annotated[int | None, _OPEN] = None
     matmul_dtype: MatmulDtype = "float32"
+    rematerialise: bool = False
     augment: Augmentation = Augmentation()
 
     def check(self) -> None:

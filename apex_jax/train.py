@@ -113,6 +113,7 @@ def classification(
     activation: classifier_lib.Activation,
     matmul_dtype: settings.MatmulDtype = "float32",
     loss: settings.Loss = "cross-entropy",
+    rematerialise: bool = False,
 ) -> Task:
     """Learning all of a ConvNeXt.
 
@@ -124,8 +125,18 @@ def classification(
             "loss 'asymmetric' is for classes that are each there or not, "
             f"activation 'sigmoid'; got {activation!r}"
         )
+
+    def forward(
+        model: convnext.ConvNeXt,
+        _: Any,
+        pixels: jax.Array,
+        dtype: settings.MatmulDtype,
+    ) -> jax.Array:
+        model = convnext.rounded(model, dtype)
+        return (convnext.rematerialised(model) if rematerialise else model)(pixels)
+
     return Task(
-        forward=lambda model, _, pixels, dtype: convnext.rounded(model, dtype)(pixels),
+        forward=forward,
         loss=objective.asymmetric
         if loss == "asymmetric"
         else functools.partial(objective.cross_entropy, activation=activation),
@@ -248,7 +259,9 @@ def fit(
     """
     config = Config() if config is None else config
     return run(
-        classification(activation, config.matmul_dtype, config.loss),
+        classification(
+            activation, config.matmul_dtype, config.loss, config.rematerialise
+        ),
         model,
         clips,
         validation,

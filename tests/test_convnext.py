@@ -237,6 +237,24 @@ def test_scan_is_the_unrolled_network():
     chex.assert_trees_all_close(scanned, loss(unrolled)(model), rtol=1e-3, atol=1e-3)
 
 
+def test_running_blocks_again_takes_less_memory_and_changes_no_gradient():
+    deep = convnext.ConvNeXtConfig(depths=(12,), dims=(8,), num_classes=3)
+    model, x = lively(deep), spectrograms(2, 64, 128)
+
+    def compiled(change):
+        def loss(model):
+            return jnp.sum(change(model)(x) ** 2)
+
+        return jax.jit(jax.value_and_grad(loss)).lower(model).compile()
+
+    kept, again = compiled(lambda model: model), compiled(convnext.rematerialised)
+    needed = [run.memory_analysis().temp_size_in_bytes for run in (kept, again)]
+    assert needed[1] < needed[0] / 3
+    chex.assert_trees_all_close(kept(model), again(model), rtol=1e-5, atol=1e-5)
+    # What was given stays as it was.
+    assert not any(stage.rematerialise for stage in model.stages)
+
+
 @pytest.mark.slow
 def test_eight_devices_are_one():
     model, x = lively(TINY), spectrograms(16, 8, 16)

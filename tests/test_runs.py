@@ -477,6 +477,32 @@ def test_a_finished_part_is_of_the_same_settings_and_made_from_the_same(tmp_path
     assert not runs.is_finished(file, settings(Config()))
 
 
+def test_a_digest_of_clips_tells_all_of_them(tmp_path):
+    file = tmp_path / "a\udcff.wav"  # a name that is no text
+    file.write_bytes(b"1")
+    a, b = data.Clip(path=file, label=0), data.Clip(path="absent.wav", label=1)
+
+    def changed(**what):
+        return dataclasses.replace(a, **what)
+
+    found = [
+        runs.digest_of(*clips)
+        for clips in (
+            ([a], [b]),
+            ([b], [a]),
+            ([a, b], []),
+            ([changed(label=1)], [b]),
+            ([changed(offset_s=0.5)], [b]),
+            ([changed(group="c")], [b]),
+            ([changed(within=(0.0, 1.0))], [b]),
+        )
+    ]
+    assert len(set(found)) == len(found)
+    assert runs.digest_of((a,), (b,)) == found[0]
+    file.write_bytes(b"22")
+    assert runs.digest_of([a], [b]) != found[0]
+
+
 def test_what_was_skipped_is_said_beside_and_gathered(tmp_path):
     log = data.SkipLog()
     log.add(audio.AudioError("a\n.wav", "broken"))

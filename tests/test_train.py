@@ -486,6 +486,19 @@ def test_bad_files_are_skipped_unless_that_is_all(model, clips, tmp_path):
         fit(model, (bad,), clips[:2])
 
 
+def test_running_blocks_again_learns_the_same(model, clips):
+    config = {"epochs": 2, "learning_rate": 1e-2}
+    found = [
+        fit(model, clips[:15], clips[15:], config={**config, "rematerialise": again})
+        for again in (False, True)
+    ]
+    (one, epochs), (other, others) = found
+    chex.assert_trees_all_close(nnx.state(one), nnx.state(other), rtol=1e-4, atol=1e-5)
+    assert [e.train_loss for e in epochs] == pytest.approx(
+        [e.train_loss for e in others], rel=1e-4
+    )
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
