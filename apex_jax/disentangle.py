@@ -242,7 +242,7 @@ class Audit:
                 "about 100 is usual): lower the learning rate of the optimisation or "
                 "stop earlier."
             )
-        elif self.logit_spread < 1e-2 * max(1.0, self.largest_logit) and finite:
+        elif self.logit_spread < max(0.05, 0.01 * self.largest_logit) and finite:
             kind = UntrainedError
             remedy = (
                 "The classifier itself hardly tells these clips apart: is it trained, "

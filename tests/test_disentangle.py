@@ -359,6 +359,28 @@ def test_logits_that_hardly_vary_are_those_of_an_untrained_network(head, pooled)
         result.check()
 
 
+@pytest.mark.parametrize(
+    ("spread", "largest", "untrained"),
+    [(0.0127, 0.4, True), (0.06, 0.4, False), (0.06, 7.0, True), (0.2, 7.0, False)],
+)
+def test_where_a_network_counts_as_untrained(spread, largest, untrained):
+    """The first is a network that stayed at chance for 17 epochs."""
+    result = disentangle.Audit(
+        num_clips=288,
+        max_abs_logit_error=2e-3 * spread,
+        mean_abs_logit_error=1e-6,
+        changed_predictions=0,
+        condition_number=111.0,
+        logit_spread=spread,
+        largest_logit=largest,
+        tolerance=1e-3,
+    )
+    assert not result.passed
+    with pytest.raises(disentangle.InvarianceError) as caught:
+        result.check()
+    assert isinstance(caught.value, disentangle.UntrainedError) == untrained
+
+
 def test_among_thousands_of_classes_rounding_decides_ties(rng):
     """What BirdSet's label space does to an audit that asks for every sign."""
     clips, classes, chan = 512, 4000, 64
