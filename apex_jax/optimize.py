@@ -133,12 +133,9 @@ def run_epoch(
             jax.random.fold_in(key, 1), drawn.shape, 0, concentrate.num_clips
         )
 
-    def exponentials(generator):
+    def exponential(generator):
         generator = constrained(generator, config.transform)
-        forward = disentangle.exponential(generator, config.exponential)
-        if concentrate is None:
-            return forward, None
-        return forward, disentangle.exponential(-generator, config.exponential)
+        return disentangle.exponential(generator, config.exponential)
 
     def on_device(
         generator, state, views, channels, clips, total, drawn, head, of_clips
@@ -152,31 +149,29 @@ def run_epoch(
             )
             counts = (start + jnp.arange(batch_size) < total).astype(jnp.float32)
 
-            (matrix, inverse), pull_back = jax.vjp(exponentials, generator)
+            matrix, pull_back = jax.vjp(exponential, generator)
             # The location is a constant of the step: only `vector` meets U below.
             _, vector = bank.prototype_vectors(scheme, views, matrix[channel], clip)
 
-            def loss_of(matrices):
-                matrix, inverse = matrices
+            def loss_of(matrix):
                 prototype = jnp.matmul(vector, matrix.T, precision=disentangle.HIGHEST)
                 impurity = purity.loss(prototype, channel, counts)
                 if concentrate is None:
                     return impurity, impurity
                 some = jax.lax.dynamic_slice_in_dim(drawn, start, batch_size)
                 pooled, predicted = of_clips
-                term = mean_concentration(
-                    head, pooled, predicted, some, matrix, inverse
-                )
+                seen = compensated(head, matrix, config.transform)
+                term = mean_concentration(seen, pooled, predicted, some, matrix)
                 return impurity - config.concentration * term, impurity
 
             (loss, impurity), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-                (matrix, inverse)
+                matrix
             )
             (gradient,) = pull_back(gradient)
 
             # For a line search; whoever takes steps without one leaves them out.
             def value_fn(generator):
-                return loss_of(exponentials(generator))[0]
+                return loss_of(exponential(generator))[0]
 
             updates, state = optimiser.update(
                 gradient, state, generator, value=loss, grad=gradient, value_fn=value_fn
@@ -200,17 +195,33 @@ def run_epoch(
     )(generator, state, views, channels, clips, total, drawn, head, of_clips)
 
 
+def compensated(
+    head: classifier_lib.LinearHead,
+    matrix: Float[Array, "chan chan"],
+    transform: settings.Family,
+) -> classifier_lib.LinearHead:
+    """The head that takes U back, `W U^-1` (Eq. 4), of a family of U.
+
+    By a solve for its few classes: `e^-A` would be a second exponential.
+    """
+    if transform == "orthogonal":
+        weight = jnp.matmul(head.weight, matrix.T, precision=disentangle.HIGHEST)
+    else:
+        weight = jnp.linalg.solve(matrix.T, head.weight.T).T
+    return dataclasses.replace(head, weight=weight)
+
+
 def mean_concentration(
     head: classifier_lib.LinearHead,
     pooled: Float[Array, "clip chan"],
     predicted: Int[Array, " clip"],
     drawn: Int[Array, " some"],
     matrix: Float[Array, "chan chan"],
-    inverse: Float[Array, "chan chan"],
 ) -> Float[Array, ""]:
     """The mean over the drawn clips of how concentrated their evidence is.
 
-    That is `evidence.concentration` of what speaks for a clip's predicted class.
+    That is `evidence.concentration` of what speaks for a clip's predicted class, by the
+    `compensated` head.
 
     For use inside `jax.shard_map`, see `bank.prototype_vectors`.
     """
@@ -223,12 +234,8 @@ def mean_concentration(
         jnp.where(owned, predicted[at], 0),
     )
     vectors, targets = jax.lax.psum(mine, mesh_lib.AXIS)
-    transform = disentangle.Transform(
-        matrix=matrix, inverse=inverse, centre=jnp.zeros(len(matrix))
-    )
-    share = jax.vmap(evidence.contributions, in_axes=(None, 0, 0))(
-        transform.compensate(head), transform(vectors), targets
-    )
+    moved = jnp.matmul(vectors, matrix.T, precision=disentangle.HIGHEST)
+    share = jax.vmap(evidence.contributions, in_axes=(None, 0, 0))(head, moved, targets)
     return jnp.mean(jax.vmap(evidence.concentration)(share))
 
 

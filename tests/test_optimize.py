@@ -639,6 +639,21 @@ def test_the_loss_of_concentrated_evidence(num_devices, rng):
     )
 
 
+@pytest.mark.parametrize("family", ["general", "orthogonal"])
+def test_the_head_takes_u_back(family, rng):
+    head = classifier_lib.LinearHead(
+        weight=jnp.float32(rng.normal(size=(3, 5))), bias=jnp.float32([1, 2, 3])
+    )
+    generator = rng.normal(0, 0.4, (5, 5))
+    if family == "orthogonal":
+        generator = generator - generator.T
+    matrix = scipy.linalg.expm(generator)
+    found = optimize.compensated(head, jnp.float32(matrix), family)
+    wanted = np.asarray(head.weight, float) @ np.linalg.inv(matrix)
+    np.testing.assert_allclose(found.weight, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found.bias, head.bias)
+
+
 def test_concentration_gathers_the_evidence(rng, key):
     maps = rng.normal(size=(40, F, T, C)) + 1
     head = classifier_lib.LinearHead(
