@@ -32,6 +32,7 @@ from benchmarks import (
     rows,
     sizes,
     table,
+    training,
     usage,
     whole,
 )
@@ -39,6 +40,7 @@ from benchmarks import (
 Stage = Literal[
     "log-mel",
     "backbone",
+    "train-step",
     "feature-pass",
     "expm",
     "step",
@@ -78,6 +80,7 @@ def stages(config: Config) -> dict[str, Callable[[sizes.Sizes], list[rows.Row]]]
     known: dict[str, Callable[[sizes.Sizes], list[rows.Row]]] = {
         "log-mel": frontend.log_mel,
         "backbone": frontend.backbone,
+        "train-step": training.step,
         "feature-pass": frontend.feature_pass,
         "expm": method.expm,
         "step": method.step,
