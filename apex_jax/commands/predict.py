@@ -91,7 +91,7 @@ def _network(
     if metadata["front_end"] is None:
         raise ValueError(
             f"--weights {path} does not say how its spectrograms are made; apex-jax "
-            "convert --front-end FILE.json writes that beside them"
+            "convert --front-end FILE.json, or a published name, writes that beside it"
         )
     front_end = audio.FrontEnd.from_dict(metadata["front_end"])
     return network, metadata["class_names"], metadata["activation"], front_end
