@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from apex_jax import disentangle, schemes, settings
 from apex_jax import features as features_lib
@@ -28,6 +29,9 @@ Kind = settings.Precondition
 
 # An eigenvalue of the covariance counts as large above this share of the largest.
 LARGE = 0.01
+# Clips whose vectors are centred at a time on a device: of 152 cells and 1,024 channels
+# 0.6 GB.
+CHUNK_CLIPS = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,23 +64,67 @@ class Moments:
         return int((self.values > LARGE * self.values[-1]).sum())
 
 
-@functools.partial(jax.jit, static_argnames=("num_clips", "scheme", "mesh"))
+@functools.partial(jax.jit, static_argnames=("num_clips", "scheme", "mesh", "chunk"))
 def _mean_and_covariance(
-    views: schemes.Views, *, num_clips: int, scheme: schemes.Scheme, mesh: Mesh
+    views: schemes.Views,
+    *,
+    num_clips: int,
+    scheme: schemes.Scheme,
+    mesh: Mesh,
+    chunk: int = CHUNK_CLIPS,
 ) -> tuple[Float[Array, " chan"], Float[Array, "chan chan"]]:
     tables = schemes.candidates(scheme, views)
-    clips = [jnp.reshape(t, (len(t), -1, t.shape[-1])) for t in tables]
-    vectors = jnp.concatenate(clips, axis=1)
-    counts = (jnp.arange(len(vectors)) < num_clips)[:, None, None]
-    total = num_clips * vectors.shape[1]
-    mean = jnp.sum(jnp.where(counts, vectors, 0), axis=(0, 1)) / total
-    # Centred first: of a mean far larger than what varies, squares would cancel.
-    centred = jnp.where(counts, vectors - mean[None, None], 0)
-    covariance = jnp.einsum(
-        "nic,nid->cd", centred, centred, precision=disentangle.HIGHEST
-    )
-    copy = NamedSharding(mesh, mesh_lib.COPY)
-    return jax.lax.with_sharding_constraint((mean, covariance / total), copy)
+    clips = tuple(jnp.reshape(t, (len(t), -1, t.shape[-1])) for t in tables)
+    total = num_clips * sum(t.shape[1] for t in clips)
+
+    def of_device(*own: jax.Array) -> tuple[jax.Array, jax.Array]:
+        first = jax.lax.axis_index(mesh_lib.AXIS) * len(own[0])
+        counts = jnp.clip(num_clips - first, 0, len(own[0]))
+        mean = sum(_over(table, counts, chunk, _sum) for table in own) / total
+        mean = jax.lax.psum(mean, mesh_lib.AXIS)
+        # Centred first: of a mean far larger than what varies, squares would cancel.
+        squares = functools.partial(_squares, mean=mean)
+        covariance = sum(_over(table, counts, chunk, squares) for table in own) / total
+        return mean, jax.lax.psum(covariance, mesh_lib.AXIS)
+
+    spread = (mesh_lib.CLIPS,) * len(clips)
+    whole = (mesh_lib.COPY, mesh_lib.COPY)
+    return jax.shard_map(of_device, mesh=mesh, in_specs=spread, out_specs=whole)(*clips)
+
+
+def _over(
+    table: Float[Array, "clip cell chan"],
+    counts: Int[Array, ""],
+    chunk: int,
+    function: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """The sum of a function over chunks of a device's clips, the first `counts`.
+
+    Whole maps can fill most of a device; what is made of them must not be as large.
+    """
+    chunk = min(chunk, len(table))
+
+    def add(number, found):
+        # The last one begins earlier; what it shares with the one before counts there.
+        first = jnp.minimum(number * chunk, len(table) - chunk)
+        part = jax.lax.dynamic_slice_in_dim(table, first, chunk)
+        place = first + jnp.arange(chunk)
+        own = (place >= number * chunk) & (place < counts)
+        return found + function(part, own[:, None, None])
+
+    shape = jax.eval_shape(function, table[:1], jnp.ones((1, 1, 1), bool)).shape
+    # Made of the table, so that it differs between devices as what is added does.
+    nothing = 0.0 * (table[0, 0, 0] == 0) + jnp.zeros(shape)
+    return jax.lax.fori_loop(0, -(-len(table) // chunk), add, nothing)
+
+
+def _sum(part: jax.Array, own: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(own, part, 0), axis=(0, 1))
+
+
+def _squares(part: jax.Array, own: jax.Array, *, mean: jax.Array) -> jax.Array:
+    centred = jnp.where(own, part - mean[None, None], 0)
+    return jnp.einsum("nic,nid->cd", centred, centred, precision=disentangle.HIGHEST)
 
 
 def moments(

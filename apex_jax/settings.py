@@ -242,6 +242,11 @@ class Augmentation:
         )
 
     @property
+    def without_background(self) -> Augmentation:
+        """The same without what takes background recordings."""
+        return dataclasses.replace(self, background=0.0, no_call=0.0)
+
+    @property
     def off(self) -> bool:
         """Whether clips stay as they are."""
         chances = ("roll", "mix", "background", "noise", "gain", "no_call")
@@ -310,6 +315,20 @@ class Training:
     rematerialise: bool = False
     augment: Augmentation = Augmentation()
     loss: Loss = "cross-entropy"
+
+    @classmethod
+    def birdset(cls, augment: Augmentation) -> Training:
+        """BirdSet's of a ConvNeXt, with an augmentation."""
+        return cls(
+            epochs=10,
+            batch_size=64,
+            learning_rate=5e-4,
+            weight_decay=1e-4,
+            warmup=0.05,
+            clip_norm=0.5,
+            augment=augment,
+            loss="asymmetric",
+        )
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot work."""

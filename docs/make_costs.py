@@ -28,29 +28,29 @@ RATES = {
 DRAWS, SCHEMES, VOCODERS = 10, 4, 7
 DECODE_S = 0.010  # of a core, five seconds of Ogg; a WaveFake clip takes less
 
-# --- WaveFake: method.md section 10; 128 x 128 pixels, 16 epochs and 10 by default.
-SENTENCES, HELD = 13_100, 1_000
+# --- WaveFake: method.md section 10, --recipe published.
+SENTENCES, HELD, EPOCHS = 13_100, 1_000, 10
 SPEECH = make_scaling.backbone(
-    make_scaling.DEPTHS, make_scaling.DIMS, 128, 128, 2
+    make_scaling.DEPTHS, make_scaling.DIMS, *make_scaling.SPECTROGRAM, 2
 )  # a clip
 
 
 def wavefake():
     """Training clips; passes of Tables 1 and 2, in training and else; clips decoded."""
     rows = 2 * (SENTENCES - 2 * HELD)  # real and fake
-    convnext = 16 * TEACH * rows
-    prototypes = 10 * rows  # the backbone is frozen: forward alone
+    convnext = EPOCHS * TEACH * rows
+    prototypes = EPOCHS * rows  # the backbone is frozen: forward alone
     tested = HELD * (1 + VOCODERS)
-    validated = (16 + 10) * 2 * HELD
+    validated = 2 * EPOCHS * 2 * HELD
     table1 = (
         VOCODERS * (convnext + prototypes),
         VOCODERS * (validated + rows + tested),
     )
     masked = SCHEMES * (2 + DRAWS) * tested
-    table2 = convnext, 16 * 2 * HELD + rows + masked
+    table2 = convnext, EPOCHS * 2 * HELD + rows + masked
     decoded = (
-        VOCODERS * ((16 + 10) * (rows + 2 * HELD) + rows + tested),
-        16 * (rows + 2 * HELD) + SCHEMES * (rows + tested),
+        VOCODERS * (2 * EPOCHS * (rows + 2 * HELD) + rows + tested),
+        EPOCHS * (rows + 2 * HELD) + SCHEMES * (rows + tested),
     )
     return rows, table1, table2, decoded
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ def run(
     name: str,
     description: str,
     choose: Callable[[Config], Callable[[Config], Any]],
+    usual: Callable[[Config], Config] | None = None,
 ) -> None:
     """Parses the arguments, joins the other processes, runs; ends with its status.
 
@@ -35,9 +37,16 @@ def run(
       name: the module that `python -m` runs.
       description: of the help text.
       choose: gives the function that does what is asked; imports it only then.
+      usual: what options that are not given are, where one decides on the others.
     """
-    config = tyro.cli(config_type, prog=f"python -m {name}", description=description)
+    parse = functools.partial(
+        tyro.cli, prog=f"python -m {name}", description=description
+    )
+    config = parse(config_type)
+    if usual is not None:
+        config = parse(config_type, default=usual(config))
     with ending():
+        config.check_given()
         # Not before: whoever asks for help, or mistypes, need not wait for JAX.
         from apex_jax import compilation, hosts
 

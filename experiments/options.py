@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from apex_jax import settings
 
@@ -84,6 +84,26 @@ class Common:
         self.audioprotopnet.check()
         self.optimise.check()
         self.check_least(mask_draws=1, batch_size=1, seed=0)
+
+    def check_given(self) -> None:
+        """Raises ValueError for what was asked for and would have no effect."""
+
+    def check_evidence(self, activation: Literal["softmax", "sigmoid"]) -> None:
+        """Raises ValueError for evidence that such classes do not have."""
+        if self.evidence != "plain" and activation == "sigmoid":
+            raise ValueError(
+                f"--evidence {self.evidence} sets a class against the others; here "
+                "each is there or not by itself: --evidence plain"
+            )
+
+    def refuse(self, why: str, *names: str, usual: Self) -> None:
+        """Raises ValueError for options that are not as usual; in words, why not."""
+        for name in names:
+            value = getattr(self, name)
+            if value != getattr(usual, name):
+                # Settings of their own have names of their own below.
+                flag = name.replace("_", "-") + ".*" * dataclasses.is_dataclass(value)
+                raise ValueError(f"--{flag} {why}")
 
     def check_least(self, **least: int) -> None:
         """Raises ValueError for options below what they must be at least."""

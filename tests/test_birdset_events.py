@@ -24,6 +24,7 @@ from experiments.birdset import events
         # What cannot be.
         ([[2, 1], [math.nan, 3], [4, 5], None], [0, 0, 0, 0], [(4, 5)]),
         ([[1, 2], [3, 4]], [0, None], [(1, 2)]),  # of no cluster: noise
+        ([[1, 2], [3, 4]], [0.0, math.nan], [(1, 2)]),  # as pandas has that
         ([None, [1, 2], [3, 4]], [0, 0, -1], [(1, 2)]),  # with its cluster
         ([[1, 1]], [0], [(0, 5)]),
         ([[1, math.inf], [1, 2]], [0, 0], [(1, 2)]),

@@ -274,6 +274,41 @@ def test_without_background_recordings_none_are_put_behind(copies, tmp_path):
         config(copies / "files", tmp_path, background=tmp_path), tmp_path
     )
     assert kept.train.augment == options.AUGMENT
+    # Asked for in so many words, it is not left out without one.
+    wanted = dataclasses.replace(options.AUGMENT, no_call=0.2)
+    for name, training in (
+        ("train", settings.Training.birdset(wanted)),
+        ("audioprotopnet", settings.PrototypeTraining(augment=wanted)),
+    ):
+        asked = config(copies / "files", tmp_path, **{name: training})
+        message = f"--{name}.augment.no-call 0.2 takes recordings without birds"
+        with pytest.raises(ValueError, match=message):
+            networks.resolved(asked, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"table": "4", "prototypes": "x"}, "--prototypes is for --table 3"),
+        ({"table": "4", "push_prototypes": True}, "--push-prototypes is for"),
+        (
+            {"table": "4", "audioprotopnet": settings.PrototypeTraining(epochs=3)},
+            r"--audioprotopnet\.\* is for --table 3",
+        ),
+        ({"table": "4", "scheme": "time"}, "--scheme and --table 4"),
+        ({"weights": "x", "pretrained": "y"}, "--pretrained and --weights"),
+        (
+            {"weights": "x", "prototypes": "y", "background": "z"},
+            "--background and nothing to train",
+        ),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(changes, message, tmp_path):
+    given = {"data_dir": tmp_path, "labels": tmp_path, **changes}
+    with pytest.raises(ValueError, match=message):
+        options.Config(**given).check_given()
+    fine = {"weights": "x", "background": "z"}  # behind an AudioProtoPNet's clips
+    options.Config(data_dir=tmp_path, labels=tmp_path, **fine).check_given()
 
 
 @pytest.mark.parametrize(

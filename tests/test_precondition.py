@@ -1,5 +1,7 @@
 """The coordinates that A is learned in, against moments taken in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,8 +45,15 @@ def vectors_by_hand(maps, scheme):
 
 
 @pytest.mark.parametrize("num_devices", [1, 8])  # 8 pad the 11 clips to 16
+@pytest.mark.parametrize("chunk", [4, 1024])  # 4 does not divide the 11 clips
 @pytest.mark.parametrize("scheme", schemes.SCHEMES)
-def test_moments_are_those_of_the_candidates(scheme, num_devices, rng):
+def test_moments_are_those_of_the_candidates(
+    scheme, chunk, num_devices, rng, monkeypatch
+):
+    whole = precondition._mean_and_covariance
+    monkeypatch.setattr(
+        precondition, "_mean_and_covariance", functools.partial(whole, chunk=chunk)
+    )
     maps = maps_of(rng)
     found = moments_of(maps, scheme, num_devices)
     vectors = vectors_by_hand(maps, scheme)

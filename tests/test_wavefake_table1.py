@@ -3,14 +3,24 @@
 import csv
 import functools
 import json
+import pathlib
 
 import pytest
 import test_flow
 
-from apex_jax import audioprotopnet, disentangle, fit, optimize, train
+from apex_jax import (
+    audioprotopnet,
+    checkpoint,
+    disentangle,
+    explain,
+    fit,
+    optimize,
+    train,
+)
 from apex_jax.models import convnext
 from experiments import demo_corpus, methods
 from experiments.wavefake import corpus, options, table1, tables
+from experiments.wavefake import run as wavefake_run
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +96,42 @@ def test_every_vocoder_is_trained_on_and_tested(table):
     assert json.loads((output / "results.json").read_text()) == results
     assert results["skipped_files"] == 0
     assert (output / "skipped.csv").read_text().split() == ["path,reason"]
+
+
+def test_classes_that_do_not_exclude_each_other(run, small, tmp_path):
+    """The published recipe in miniature: asymmetric loss, augmented clips."""
+    augment = options.AUGMENT
+    results = run(
+        tmp_path / "table",
+        recipe="published",
+        train=train.Config(epochs=2, batch_size=8, loss="asymmetric", augment=augment),
+        audioprotopnet=audioprotopnet.Config(epochs=2, batch_size=8, augment=augment),
+    )
+    for trained in test_flow.TESTED:
+        folder = tmp_path / "table" / trained / "classifier"
+        assert checkpoint.load_classifier(folder)[1]["activation"] == "sigmoid"
+        eer = results["eer"][trained]
+        assert eer["apex"] == pytest.approx(eer["classifier"], abs=1e-3)
+    # Given to be explained, it keeps what its classes are.
+    explained = wavefake_run.main(
+        options.Config(
+            output_dir=tmp_path / "explained",
+            data_dir=pathlib.Path(results["data_dir"]),
+            train_on=test_flow.TESTED[0],
+            weights=tmp_path / "table" / test_flow.TESTED[0] / "classifier",
+            windows_per_file=1,
+            mask_draws=2,
+            examples=1,
+            optimise=optimize.Config(epochs=2, prototypes_start=3, prototypes_end=2),
+        )
+    )
+    found = explain.load(tmp_path / "explained")
+    assert found.classifier.activation == "sigmoid"
+    wanted = results["eer"][test_flow.TESTED[0]]["classifier"]
+    for name in EERS:
+        assert explained["eer"]["classifier"][name] == pytest.approx(
+            wanted[name], abs=1e-3
+        )
 
 
 def test_the_files_hold_the_numbers(table):

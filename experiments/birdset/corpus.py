@@ -291,9 +291,10 @@ def _code(value: Any, own_names: Sequence[str], table: Path) -> str:
     """An eBird code, also where a copy holds its number."""
     if isinstance(value, str):
         return value
-    if not 0 <= value < len(own_names):
+    # A column with nulls comes out of pandas as floats.
+    if not 0 <= value < len(own_names) or value != int(value):
         raise ValueError(f"{table}: class {value} of {len(own_names)}; codes expected")
-    return own_names[value]
+    return own_names[int(value)]
 
 
 def _is_null(value: Any) -> bool:

@@ -33,9 +33,9 @@ def usable(
     events = [] if events is None else list(events)
     if clusters is None or len(clusters) != len(events):
         clusters = [0] * len(events)
-    # A null event goes together with its cluster.
+    # A null event goes together with its cluster. NaN is what pandas makes of a null.
     whole = [
-        (e, NOISE if c is None else c)
+        (e, NOISE if c is None or c != c else c)
         for e, c in zip(events, clusters, strict=True)
         if e is not None and len(e) == 2 and None not in e
     ]

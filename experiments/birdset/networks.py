@@ -225,6 +225,8 @@ def _problem(
 ) -> methods.Problem:
     """Clips to train the networks on, and to validate them on."""
     train = list(read(config, config.train_on, "train", names, skip_log))
+    if config.background is None:
+        runs.report("", "nothing is put behind or in place of them: no --background")
     if config.validate_on is None:
         # Whole recordings, unlike BirdSet's own split: clips of one are alike.
         train, validation = dataset.split(
@@ -250,7 +252,11 @@ def _problem(
 
 
 def resolved(config: options.Config, output: Path) -> options.Config:
-    """What runs: without background recordings none are put behind clips."""
+    """What runs: without background recordings none are put behind clips.
+
+    Raises:
+      ValueError: they are asked for in so many words, and there are none.
+    """
     config = dataclasses.replace(
         config, output_dir=output, scheme=schemes.parse(config.scheme)
     )
@@ -261,9 +267,15 @@ def resolved(config: options.Config, output: Path) -> options.Config:
     trainings = {}
     for name in ("train", "audioprotopnet"):
         training = getattr(config, name)
-        if training.augment.needs_background:
-            augment = dataclasses.replace(training.augment, background=0.0, no_call=0.0)
-            trainings[name] = dataclasses.replace(training, augment=augment)
+        for part in ("background", "no_call"):
+            asked = getattr(training.augment, part)
+            if asked not in (0, getattr(options.AUGMENT, part)):
+                raise ValueError(
+                    f"--{name}.augment.{part.replace('_', '-')} {asked:g} takes "
+                    "recordings without birds: --background DIR"
+                )
+        augment = training.augment.without_background
+        trainings[name] = dataclasses.replace(training, augment=augment)
     return dataclasses.replace(config, **trainings)
 
 

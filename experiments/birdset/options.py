@@ -42,8 +42,8 @@ class Config(options.Common):
     prototypes: Path | None = None
     """An AudioProtoPNet instead of training one."""
     background: Path | None = None
-    """Sounds without birds to put behind training clips; without them the
-    augmentation leaves background out."""
+    """Sounds without birds to put behind training clips, and in the place of some;
+    without them the augmentation leaves both out."""
     class_limit: int | None = 500
     """Events of a class below which no recording loses any; None for all events."""
     event_limit: int | None = 1
@@ -54,16 +54,7 @@ class Config(options.Common):
     """Where archives are unpacked; by default in each subset's own folder."""
     front_end: frontend.FrontEnd = frontend.FrontEnd.birdset()
     """Settings of the spectrogram; those of --weights come with them."""
-    train: settings.Training = settings.Training(
-        epochs=10,
-        batch_size=64,
-        learning_rate=5e-4,
-        weight_decay=1e-4,
-        warmup=0.05,
-        clip_norm=0.5,
-        augment=AUGMENT,
-        loss="asymmetric",
-    )
+    train: settings.Training = settings.Training.birdset(AUGMENT)
     """Training of the classifier."""
     audioprotopnet: settings.PrototypeTraining = settings.PrototypeTraining(
         epochs=10, augment=AUGMENT
@@ -76,13 +67,25 @@ class Config(options.Common):
         self.check_least(class_limit=1, event_limit=1, explain_clips=1)
         if self.test_on is not None and not self.test_on:
             raise ValueError("--test-on names no subset")
-        if self.evidence != "plain":
-            raise ValueError(
-                f"--evidence {self.evidence} sets a class against the others; of birds "
-                "a clip can have several, each by itself: --evidence plain"
-            )
+        self.check_evidence("sigmoid")
         if self.push_prototypes and self.prototypes is not None:
             raise ValueError(
                 "--push-prototypes is for an AudioProtoPNet that is trained here; "
                 f"--prototypes {self.prototypes} gives one that is used as it is"
             )
+
+    def check_given(self) -> None:
+        """See `Common`."""
+        usual = Config(data_dir=self.data_dir, labels=self.labels)
+        trains_other = self.table == "3" and self.prototypes is None
+        if self.table == "4":
+            why = "is for --table 3, which has an AudioProtoPNet"
+            names = ("prototypes", "push_prototypes", "audioprotopnet")
+            self.refuse(why, *names, usual=usual)
+            self.refuse("and --table 4, which has all four", "scheme", usual=usual)
+        if self.weights is not None:
+            why = "and --weights: no ConvNeXt is trained"
+            self.refuse(why, "pretrained", "train", usual=usual)
+            if not trains_other:
+                why = "and nothing to train"
+                self.refuse(why, "background", "validate_on", usual=usual)

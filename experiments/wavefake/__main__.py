@@ -1,9 +1,9 @@
 """APEX on WaveFake: real speech against vocoders (the paper's Tables 1 and 2).
 
     python -m experiments.wavefake --scheme=frequency
-    python -m experiments.wavefake --scheme=time --data-dir WaveFake --model base
-    python -m experiments.wavefake --table 1 --data-dir WaveFake --model base
-    python -m experiments.wavefake --table 2 --data-dir WaveFake --model base
+    python -m experiments.wavefake --scheme=time --data-dir WaveFake --train-on melgan
+    python -m experiments.wavefake --table 1 --data-dir WaveFake --recipe published
+    python -m experiments.wavefake --table 2 --data-dir WaveFake --recipe published
 
 Trains a ConvNeXt on one vocoder (or takes `--weights`), learns U on its training
 clips, tests classifier and APEX on every vocoder, and hides the regions that APEX
@@ -35,7 +35,8 @@ def choose(config: options.Config) -> Callable[[options.Config], Any]:
 
 def cli() -> None:
     """The command line."""
-    command.run(options.Config, "experiments.wavefake", HELP, choose)
+    usual = options.Config.usual
+    command.run(options.Config, "experiments.wavefake", HELP, choose, usual)
 
 
 if __name__ == "__main__":

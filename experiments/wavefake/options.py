@@ -6,14 +6,21 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from apex_jax import frontend
+from apex_jax import frontend, settings
 from experiments import options
+
+AUGMENT = settings.Augmentation.birdset().without_background
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(options.Common):
     """Explains a detector of vocoded speech with APEX."""
 
+    recipe: Literal["small", "published"] = "small"
+    """What options are that are not given. small: a ConvNeXt that trains on two cores.
+    published: as one of the authors trained ConvNeXt-Base and AudioProtoPNet: 256 x 626
+    pixels, classes that do not exclude each other, asymmetric loss, augmentation, ten
+    epochs. They begin with a network of images, --pretrained."""
     table: Literal["1", "2"] | None = None
     """Fill a table of the paper. 1: every vocoder trained on, ConvNeXt, AudioProtoPNet
     and APEX, tested on all. 2: regions hidden under all four schemes."""
@@ -45,9 +52,46 @@ class Config(options.Common):
     )
     """Settings of the spectrogram; those of `--weights` come with them."""
 
+    @classmethod
+    def published(cls) -> Config:
+        """The recipe of that name (docs/decisions/0026-wavefake-recipe.md)."""
+        return cls(
+            recipe="published",
+            model="base",
+            front_end=frontend.FrontEnd.birdset(),
+            train=settings.Training.birdset(AUGMENT),
+            audioprotopnet=settings.PrototypeTraining(epochs=10, augment=AUGMENT),
+        )
+
+    def usual(self) -> Config:
+        """What the recipe has for options that are not given."""
+        return Config.published() if self.recipe == "published" else Config()
+
+    @property
+    def activation(self) -> Literal["softmax", "sigmoid"]:
+        """Of a classifier that is trained: whether its two classes exclude each other.
+
+        The asymmetric loss is for classes that do not.
+        """
+        return "sigmoid" if self.train.loss == "asymmetric" else "softmax"
+
+    def check_given(self) -> None:
+        """See `Common`."""
+        usual = self.usual()
+        if self.table != "1":
+            why = "is for --table 1, which has an AudioProtoPNet"
+            self.refuse(why, "audioprotopnet", "push_prototypes", usual=usual)
+        if self.table == "2":
+            self.refuse("and --table 2, which has all four", "scheme", usual=usual)
+        if self.weights is not None:
+            why = "and --weights: no ConvNeXt is trained"
+            self.refuse(why, "pretrained", "train", usual=usual)
+
     def check(self) -> None:
         """Raises ValueError for what cannot work before any work is done."""
         super().check()
+        if self.weights is None:
+            self.check_evidence(self.activation)
         self.check_least(
             examples=0,
             demo_utterances=5,

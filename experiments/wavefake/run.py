@@ -22,6 +22,7 @@ from apex_jax import (
     runs,
     schemes,
 )
+from apex_jax import classifier as classifier_lib
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
 from experiments import methods
@@ -54,9 +55,12 @@ def main(
     fit_key, mask_key = jax.random.split(jax.random.key(config.seed))
 
     with stages("corpus"):
-        front_end, model = config.front_end, None
+        front_end, activation, model = config.front_end, config.activation, None
         if config.weights is not None:
-            model, front_end = _weights(config)
+            model, front_end, activation = _weights(config)
+            config.check_evidence(activation)
+        else:
+            note_recipe(config)
         if corpus is None and config.data_dir is not None:
             corpus = copy(config.data_dir)
         # What runs, with every default filled in.
@@ -83,6 +87,7 @@ def main(
     problem = methods.Problem(
         splits=splits,
         class_names=wavefake_corpus.CLASS_NAMES,
+        activation=activation,
         front_end=front_end,
         mesh=mesh,
         skip_log=skip_log,
@@ -116,7 +121,7 @@ def main(
         )
         # Clips that U was not learned on have to keep their predictions too.
         invariance = disentangle.audit(
-            transform, classifier.head, pooled, logits
+            transform, classifier.head, pooled, logits, activation=activation
         ).check()
         rows = wavefake_corpus.rows_by_vocoder(clips, corpus)
         apex_logits = transform.compensate(classifier.head)(transform(pooled))
@@ -176,6 +181,12 @@ def main(
     runs.write_json(output / "results.json", results)
     runs.say(report.table(results, output))
     return results
+
+
+def note_recipe(config: options.Config) -> None:
+    """Says what the published recipe takes that was not given."""
+    if config.recipe == "published" and config.pretrained is None:
+        runs.say("the published networks begin with one of images: --pretrained")
 
 
 def copy(root: Path) -> wavefake_corpus.Corpus:
@@ -282,8 +293,10 @@ def _split_message(splits: data.Splits, corpus: wavefake_corpus.Corpus) -> str:
     return f"only {total} sentences (the paper has 13,100): {sizes}"
 
 
-def _weights(config: options.Config) -> tuple[convnext.ConvNeXt, audio.FrontEnd]:
-    """The classifier given, its classes in our order, and its front end."""
+def _weights(
+    config: options.Config,
+) -> tuple[convnext.ConvNeXt, audio.FrontEnd, classifier_lib.Activation]:
+    """The classifier given, its classes in our order, its front end, its activation."""
     assert config.weights is not None
     model, metadata = checkpoint.load_classifier(config.weights)
     wanted, names = wavefake_corpus.CLASS_NAMES, tuple(metadata["class_names"])
@@ -308,5 +321,6 @@ def _weights(config: options.Config) -> tuple[convnext.ConvNeXt, audio.FrontEnd]
         runs.say(
             f"{config.weights} carries no front end; --front-end's settings are used"
         )
-        return model, config.front_end
-    return model, audio.FrontEnd.from_dict(metadata["front_end"])
+        return model, config.front_end, metadata["activation"]
+    front_end = audio.FrontEnd.from_dict(metadata["front_end"])
+    return model, front_end, metadata["activation"]

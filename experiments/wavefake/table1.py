@@ -1,6 +1,6 @@
 """The paper's Table 1: a network for each vocoder, all tested on all.
 
-    python -m experiments.wavefake --table 1 --data-dir WaveFake --model base
+    python -m experiments.wavefake --table 1 --data-dir WaveFake --recipe published
 
 For each vocoder in turn a ConvNeXt is trained, an AudioProtoPNet on it, and U is
 learned; each is tested on every vocoder. A vocoder has a folder of its own, and what is
@@ -54,6 +54,7 @@ def main(config: options.Config) -> dict[str, Any]:
         runs.claim(output, config, **wavefake_run.made_from(corpus))
         if corpus is None:
             corpus = wavefake_run.demo(config, output / "corpus", whole=True)
+        wavefake_run.note_recipe(config)
     table: dict[str, dict[str, dict[str, float | None]] | None] = {}
     left_out: dict[str, str] = {}
     without_apex: dict[str, str] = {}
@@ -134,6 +135,7 @@ def _row(
     problem = methods.Problem(
         splits=splits,
         class_names=wavefake_corpus.CLASS_NAMES,
+        activation=config.activation,
         front_end=config.front_end,
         mesh=mesh,
         skip_log=skip_log,

@@ -1,6 +1,6 @@
 """The paper's Table 2: regions hidden under each of the four schemes.
 
-    python -m experiments.wavefake --table 2 --data-dir WaveFake --model base
+    python -m experiments.wavefake --table 2 --data-dir WaveFake --recipe published
 
 One ConvNeXt is trained (on HiFi-GAN, or --train-on), or taken from --weights; U is
 learned under every scheme, and the regions that it points at are hidden, and random
