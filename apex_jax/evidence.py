@@ -79,30 +79,6 @@ def best(
     return "contrastive" if activation == "softmax" and several else "plain"
 
 
-def concentration(
-    contributions: Float[Array, " chan"],
-) -> Float[Array, ""]:
-    """How few channels carry the positive evidence, `|e| / sum(e)`. Unbatched.
-
-    Args:
-      contributions: of all channels to a class.
-
-    Returns:
-      Between `1 / sqrt(chan)`, where all carry the same, and 1, where one carries all;
-      0, with a zero gradient, where nothing speaks for the class.
-    """
-    positive = jax.nn.relu(contributions)
-    largest = jax.lax.stop_gradient(jnp.max(positive))
-    nothing = largest == 0
-    scaled = positive / jnp.where(nothing, 1.0, largest)
-    square, total = jnp.sum(scaled**2), jnp.sum(scaled)
-    return jnp.where(
-        nothing,
-        0.0,
-        jnp.sqrt(jnp.where(nothing, 1.0, square)) / jnp.where(nothing, 1.0, total),
-    )
-
-
 def contributions(
     head: classifier_lib.LinearHead,
     pooled: Float[Array, " chan"],
@@ -118,6 +94,40 @@ def contributions(
       target: the class c.
     """
     return head.weight[target] * jax.nn.relu(pooled)
+
+
+def concentration(
+    head: classifier_lib.LinearHead,
+    pooled: Float[Array, " chan"],
+    target: Int[Array, ""],
+) -> Float[Array, ""]:
+    """How few channels carry what moves a class's logit. Unbatched.
+
+    `|e| / sum_k |What[c, k] mean(Zhat)_k|`, with `e` what speaks for the class, the
+    positive `contributions`. They do not see a channel that is below zero, which speaks
+    for a class by its absence, nor what speaks against it; U can move evidence there
+    and take it back elsewhere. The sum sees all of it.
+
+    Args:
+      head: the compensated head.
+      pooled: `mean(Zhat)`, the transformed pooled vector.
+      target: the class c.
+
+    Returns:
+      Between 0 and 1, where one channel carries all and nothing speaks against; 0, with
+      a zero gradient, where nothing speaks for the class.
+    """
+    positive = jax.nn.relu(contributions(head, pooled, target))
+    every = jnp.abs(head.weight[target] * pooled)
+    largest = jax.lax.stop_gradient(jnp.max(positive))
+    nothing = largest == 0
+    scale = jnp.where(nothing, 1.0, largest)
+    square, total = jnp.sum((positive / scale) ** 2), jnp.sum(every / scale)
+    return jnp.where(
+        nothing,
+        0.0,
+        jnp.sqrt(jnp.where(nothing, 1.0, square)) / jnp.where(nothing, 1.0, total),
+    )
 
 
 def channel_map(

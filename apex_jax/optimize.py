@@ -220,8 +220,8 @@ def mean_concentration(
 ) -> Float[Array, ""]:
     """The mean over the drawn clips of how concentrated their evidence is.
 
-    That is `evidence.concentration` of what speaks for a clip's predicted class, by the
-    `compensated` head.
+    That is `evidence.concentration` for a clip's predicted class, by the `compensated`
+    head.
 
     For use inside `jax.shard_map`, see `bank.prototype_vectors`.
     """
@@ -235,8 +235,8 @@ def mean_concentration(
     )
     vectors, targets = jax.lax.psum(mine, mesh_lib.AXIS)
     moved = jnp.matmul(vectors, matrix.T, precision=disentangle.HIGHEST)
-    share = jax.vmap(evidence.contributions, in_axes=(None, 0, 0))(head, moved, targets)
-    return jnp.mean(jax.vmap(evidence.concentration)(share))
+    each = jax.vmap(evidence.concentration, in_axes=(None, 0, 0))
+    return jnp.mean(each(head, moved, targets))
 
 
 def fit(

@@ -1,6 +1,7 @@
 """Contrastive evidence and how concentrated evidence is, against NumPy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -58,25 +59,55 @@ def test_there_is_no_contrast_where_classes_stand_alone(classes, activation, rng
         evidence.contrastive(head_of(rng, classes), activation)
 
 
-def test_concentration_of_known_evidence(rng):
-    concentration = jax.jit(evidence.concentration)
-    one = np.array([0, 0, 3, 0], np.float32)
-    assert float(concentration(one)) == pytest.approx(1)
-    assert float(concentration(np.full(4, 2, np.float32))) == pytest.approx(1 / 2)
-    against = np.array([1, -5, 1, -7], np.float32)  # counts for nothing
-    assert float(concentration(against)) == pytest.approx(1 / np.sqrt(2))
-    share = rng.normal(size=C).astype(np.float32)
-    e = np.maximum(share.astype(np.float64), 0)
-    expected = np.sqrt((e**2).sum()) / e.sum()
+def concentration(weight, pooled):
+    """Of one class whose head is `weight`."""
+    head = classifier_lib.LinearHead(
+        weight=jnp.asarray(weight, jnp.float32)[None], bias=jnp.zeros(1)
+    )
+    pooled = jnp.asarray(pooled, jnp.float32)
+    return evidence.concentration(head, pooled, jnp.int32(0))
+
+
+@pytest.mark.parametrize(
+    ("weight", "pooled", "expected"),
+    [
+        ([0, 0, 3, 0], [1, 1, 1, 1], 1),
+        ([2, 2, 2, 2], [1, 1, 1, 1], 1 / 2),
+        ([1, 1, 1, 1], [1, 0, 1, 0], 1 / np.sqrt(2)),
+        # What speaks against: three of eight parts are left for the class.
+        ([3, -5, 0, 0], [1, 1, 1, 1], 3 / 8),
+        # For the class by its absence, and against it by its absence.
+        ([3, -5, 0, 0], [1, -1, 1, 1], 3 / 8),
+        ([3, 5, 0, 0], [1, -1, 1, 1], 3 / 8),
+    ],
+)
+def test_concentration_of_known_evidence(weight, pooled, expected):
+    assert float(concentration(weight, pooled)) == pytest.approx(expected)
+
+
+def test_concentration_of_any_scale(rng):
+    weight, pooled = rng.normal(size=(2, C)).astype(np.float32)
+    e = np.maximum(weight * np.maximum(pooled, 0), 0).astype(np.float64)
+    expected = np.sqrt((e**2).sum()) / np.abs(weight * pooled).sum()
     for scale in (1e-30, 1.0, 1e30):
-        found = concentration(share * np.float32(scale))
+        found = concentration(weight, pooled * np.float32(scale))
         assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("share", [np.zeros(4), -np.arange(4.0)])
-def test_no_evidence_is_not_concentrated_and_pulls_nowhere(share):
-    value, gradient = jax.value_and_grad(evidence.concentration)(
-        np.asarray(share, np.float32)
+def test_evidence_cannot_be_hidden_where_contributions_do_not_look():
+    """Two channels that speak for the class, turned by 180 degrees: same logit."""
+    weight, pooled = np.array([4.0, 1, 1]), np.ones(3)
+    turned = np.array([1.0, -1, -1])
+    assert (weight * turned) @ (pooled * turned) == weight @ pooled
+    before = concentration(weight, pooled)
+    assert float(before) < 0.75
+    assert float(concentration(weight * turned, pooled * turned)) < 0.75
+
+
+@pytest.mark.parametrize("weight", [np.zeros(4), -np.arange(4.0)])
+def test_no_evidence_is_not_concentrated_and_pulls_nowhere(weight):
+    value, gradient = jax.value_and_grad(concentration, argnums=1)(
+        np.asarray(weight, np.float32), np.ones(4, np.float32)
     )
     assert float(value) == 0
     np.testing.assert_array_equal(gradient, np.zeros(4))

@@ -567,13 +567,13 @@ def test_an_orthogonal_generator_is_antisymmetric(rng, key):
 
 
 def concentration_by_hand(generator, pooled, weight, predicted):
-    """truth.md's term: mean over clips of |e| / sum(e), e the positive evidence."""
+    """Mean over clips of |e| / sum |w z|, e the positive evidence."""
     matrix = scipy.linalg.expm(generator)
     heads = weight @ np.linalg.inv(matrix)
     terms = []
     for v, c in zip(pooled, predicted, strict=True):
         e = np.maximum(heads[c] * np.maximum(matrix @ v, 0), 0)
-        terms.append(np.sqrt((e**2).sum()) / e.sum())
+        terms.append(np.sqrt((e**2).sum()) / np.abs(heads[c] * (matrix @ v)).sum())
     return np.mean(terms)
 
 
