@@ -81,6 +81,51 @@ def measure(
     )
 
 
+def by_chance(
+    bank: bank_lib.Bank,
+    clips: Sequence[data.Clip],
+    *,
+    same_class: bool,
+    seed: int = 0,
+) -> bank_lib.Bank:
+    """The bank with random clips in the place of its prototypes.
+
+    What `measure` says of it is the level to beat: how alike any clips look under the
+    same transform, or any clips of the same classes. The clips of a channel are
+    different ones, as its prototypes are, wherever there are enough to draw from. A
+    random clip shows the same profiles as a prototype would, the channel's along each
+    axis; activation, location and purity, of which `measure` takes nothing, stay those
+    of the prototypes.
+
+    Args:
+      bank: of prototypes, positions of `clips`.
+      clips: with their classes.
+      same_class: draw each among the clips that have a class in common with the
+        prototype in whose place it stands, itself among them (of a clip without
+        classes: among those without); else among all.
+      seed: of the draws.
+    """
+    prototypes = np.asarray(bank.clip)
+    top, rng = prototypes.shape[1], np.random.default_rng(seed)
+    groups, group = np.zeros((1, 1)), np.zeros(len(clips), int)
+    if same_class:
+        groups, group = np.unique(_indicators(clips), axis=0, return_inverse=True)
+        group = group.reshape(-1)
+    # A group is like itself, even where it has no class.
+    alike = (groups @ groups.T > 0) | np.eye(len(groups), dtype=bool)
+    among = [np.flatnonzero(row[group]) for row in alike]
+    drawn = np.empty_like(prototypes)
+    for line, own in zip(drawn, prototypes, strict=True):
+        taken: list[int] = []
+        for of in group[own]:
+            # One of as many as a channel has is still free, if any is.
+            size = min(top, len(among[of]))
+            few = among[of][rng.choice(len(among[of]), size=size, replace=False)]
+            taken.append(next((i for i in few if i not in taken), few[0]))
+        line[:] = taken
+    return dataclasses.replace(bank, clip=drawn)
+
+
 def _indicators(clips: Sequence[data.Clip]) -> np.ndarray:
     """1 where a clip has a class, `[clip, classes]`."""
     found = np.zeros((len(clips), 1 + max(max(c.labels, default=0) for c in clips)))

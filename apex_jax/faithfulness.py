@@ -54,11 +54,14 @@ def curves(
     *,
     steps: int = 16,
     chunk_size: int = 8,
+    key: jax.Array | None = None,
+    grid: schemes.Grid | None = None,
 ) -> Curves:
     """Insertion and deletion of one clip by one heat.
 
-    Pixels of equal heat go together in as much as a step allows: earlier rows and
-    frames first, low frequencies before high ones.
+    Pixels of equal heat go in random order. Much of a heat can be equal, zeros above
+    all: in a fixed order what lies early would be reached early, wherever the heat
+    points.
 
     Args:
       classifier: the untouched network.
@@ -68,22 +71,35 @@ def curves(
       target: the class whose probability is watched.
       steps: parts that the pixels are taken in, equally large but for one pixel.
       chunk_size: spectrograms in the network at a time.
+      key: of the order of equal heat, the same for the same key; None for
+        `jax.random.key(0)`.
+      grid: whose cells stay together among equal heat: cell after cell in the order
+        of a `random_heat`, pixels in random order only within one. So what a heat
+        leaves open is silenced as heat at random is, and not as scattered pixels.
+        None for pixel by pixel.
 
     Raises:
-      ValueError: heat of another shape or not finite, or fewer than one step.
+      ValueError: heat of another shape or not finite, a grid of another spectrogram,
+        or fewer than one step.
     """
     if heat.shape != spectrogram.shape or not np.isfinite(heat).all():
         raise ValueError(
             f"heat must be finite and of the spectrogram's shape {spectrogram.shape}; "
             f"got {heat.shape}"
         )
+    if grid is not None and grid.input_shape != heat.shape:
+        raise ValueError(
+            f"grid must be of the spectrogram's shape {heat.shape}; got "
+            f"{grid.input_shape}"
+        )
     if not 1 <= steps <= heat.size:
         raise ValueError(f"steps must be between 1 and {heat.size}; got {steps}")
     rank = np.empty(heat.size, int)
-    rank[np.argsort(-heat.ravel(), kind="stable")] = np.arange(heat.size)
+    rank[_order(heat, key, grid)] = np.arange(heat.size)
     counts = np.round(np.linspace(0, heat.size, steps + 1)).astype(int)
     hottest = (rank[None] < counts[:, None]).reshape(-1, *heat.shape)
-    masks = np.concatenate([hottest, ~hottest]).astype(np.float32)
+    # The clip itself and silence are on both curves, and are looked at once.
+    masks = np.concatenate([hottest, ~hottest[1:-1]]).astype(np.float32)
     probability: list[float] = []
     for first in range(0, len(masks), chunk_size):
         chunk = masks[first : first + chunk_size]
@@ -95,8 +111,21 @@ def curves(
         _, logits = look.run(classifier, list(np.asarray(left)), chunk_size)
         found = classifier_lib.probabilities(logits, classifier.activation)
         probability += found[: len(chunk), target].tolist()
-    deletion, insertion = np.split(np.array(probability), 2)
+    deletion, between = np.split(np.array(probability), [steps + 1])
+    insertion = np.concatenate([deletion[-1:], between, deletion[:1]])
     return Curves(share=counts / heat.size, deletion=deletion, insertion=insertion)
+
+
+def _order(
+    heat: Float[np.ndarray, "rows frames"],
+    key: jax.Array | None,
+    grid: schemes.Grid | None,
+) -> np.ndarray:
+    """Positions of the pixels, the hottest first; see `curves` for equal ones."""
+    of_cells, of_pixels = jax.random.split(jax.random.key(0) if key is None else key)
+    pixels = np.asarray(jax.random.permutation(of_pixels, heat.size))
+    together = np.zeros(heat.shape) if grid is None else random_heat(of_cells, grid)
+    return np.lexsort((pixels, -together.ravel(), -heat.ravel()))
 
 
 def region_heat(
@@ -111,7 +140,8 @@ def region_heat(
     The hottest region is the one that the scheme locates, the next its second choice,
     and so on: cells by `Zhat_k`, columns and rows by their averages; of
     time-frequency a pixel has the rank of its column or of its row, whichever is
-    higher.
+    higher. Regions of equal value are equally hot, the first of them too: which comes
+    first, `curves` decides.
 
     Args:
       transform: U, mu.
@@ -120,17 +150,38 @@ def region_heat(
       channel: k.
       grid: how the map lies on the spectrogram.
     """
+    return _regions_by_rank(scheme, views, transform.matrix[channel], grid)
 
+
+def region_heat_of_cells(
+    scheme: schemes.Scheme,
+    cells: Float[Array | np.ndarray, "map_freq map_time"],
+    grid: schemes.Grid,
+) -> Float[np.ndarray, "freq time"]:
+    """`region_heat` of what has a value a cell and no channels, `[F_in, T_in]`.
+
+    Args:
+      scheme: where regions lie; columns and rows by their averages of the cells.
+      cells: larger is more.
+      grid: how the cells lie on the spectrogram.
+    """
+    views = schemes.views(jnp.asarray(cells)[:, :, None], keep_cells=True)
+    return _regions_by_rank(scheme, views, jnp.ones(1), grid)
+
+
+def _regions_by_rank(
+    scheme: schemes.Scheme,
+    views: schemes.Views,
+    direction: Float[Array, " chan"],
+    grid: schemes.Grid,
+) -> Float[np.ndarray, "freq time"]:
     def ranked(table: np.ndarray | jax.Array) -> np.ndarray:
-        """1 for the first choice, falling to nearly 0; ties as `schemes.locate`."""
+        """1 for the first choice, falling to nearly 0; the same for equal ones."""
         scores = np.asarray(
-            jnp.matmul(
-                jnp.asarray(table), transform.matrix[channel], precision="highest"
-            )
+            jnp.matmul(jnp.asarray(table), direction, precision="highest")
         ).ravel()
-        rank = np.empty(scores.size)
-        rank[np.argsort(-scores, kind="stable")] = np.arange(scores.size)
-        return 1 - rank / scores.size
+        before = np.searchsorted(np.sort(-scores), -scores)
+        return 1 - before / scores.size
 
     rows, columns = grid.map_shape
     shape = (rows, columns)

@@ -183,10 +183,67 @@ def test_a_channel_that_is_the_plant_points_at_it(scheme, kind, rng):
     pooled = maps.mean(axis=(1, 2))
     weight = head.weight[1] - (head.weight[0] if kind == "contrastive" else 0)
     evidence = weight * pooled
+    shares = found.shares()
     np.testing.assert_allclose(
-        found.share[:, 0], evidence[:, 2] / evidence.sum(axis=1), rtol=1e-4
+        shares["share"], evidence[:, 2] / evidence.sum(axis=1), rtol=1e-4
     )
-    assert (found.share[:, 1] >= found.share[:, 0] - 1e-6).all()
+    assert (shares["share, best"] >= shares["share"] - 1e-6).all()
+    for of in ("", ", best"):  # nothing speaks against, or by its absence
+        np.testing.assert_allclose(shares[f"share of all{of}"], shares[f"share{of}"])
+
+
+def test_what_moves_the_logit_by_hand(rng):
+    """Also what speaks for the class by its absence, and what speaks against it."""
+    pooled = rng.normal(size=(7, CHAN)).astype(np.float32)
+    maps = np.broadcast_to(pooled[:, None, None], (7, 4, 8, CHAN)).copy()
+    weight = rng.normal(size=(2, CHAN)).astype(np.float32)
+    head = classifier_lib.LinearHead(weight=weight, bias=np.zeros(2, np.float32))
+    classifier = classifier_lib.of_maps(head, corpus.CLASSES)
+    found = channels(classifier, maps, "time", "plain")
+    for clip, parts in zip(pooled, found.parts, strict=True):
+        moves = weight[1] * clip
+        seen = sorted(moves[(clip > 0) & (moves > 0)], reverse=True)
+        expected = (
+            seen[0] if seen else 0,
+            sum(seen[:4]),
+            sum(seen),
+            moves[(clip < 0) & (moves > 0)].sum(),
+            -moves[moves < 0].sum(),
+        )
+        np.testing.assert_allclose(parts, expected, rtol=1e-4, atol=1e-6)
+        assert parts[2] + parts[3] + parts[4] == pytest.approx(np.abs(moves).sum())
+    np.testing.assert_allclose(
+        found.shares()["share of all"],
+        found.parts[:, 0] / found.parts[:, 2:].sum(axis=1),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+def test_the_hottest_regions_of_what_has_no_channels(scheme, rng):
+    """Four of them, by what the scheme looks at; the first where it would point."""
+    maps = rng.normal(size=(5, 4, 8, CHAN)).astype(np.float32)
+    weight = rng.normal(size=(2, CHAN)).astype(np.float32)
+    head = classifier_lib.LinearHead(weight=weight, bias=np.zeros(2, np.float32))
+    classifier = classifier_lib.of_maps(head, corpus.CLASSES)
+    views = schemes.views(jnp.asarray(maps), keep_cells=True)
+    targets = np.array([0, 1, 1, 0, 1])
+    found, there = scoring.whole(classifier, views, targets, scheme, kind="plain")
+    assert there.all()
+    for one, target, where in zip(maps, targets, found, strict=True):
+        heat = one @ weight[target]
+        rows, columns = heat.mean(axis=1), heat.mean(axis=0)
+        values = {
+            "square": lambda r, c: heat[r, c],  # noqa: B023
+            "time": lambda r, c: columns[c],  # noqa: B023
+            "frequency": lambda r, c: rows[r],  # noqa: B023
+            "time_frequency": lambda r, c: rows[r] + columns[c],  # noqa: B023
+        }[scheme]
+        every = sorted(
+            map(tuple, GRID.locations(scheme).tolist()),
+            key=lambda place: -values(*place),
+        )
+        assert [tuple(place) for place in where.tolist()] == every[:4]
 
 
 def test_a_channel_that_is_noise_points_as_chance_does(rng):
@@ -219,7 +276,7 @@ def test_cam_and_grad_cam_point_at_what_the_head_weighs(kind, rng):
     views = schemes.views(jnp.asarray(maps), keep_cells=True)
     for where in (scoring.whole, scoring.grad_cam):
         found, there = where(classifier, views, 1, "square", kind=kind)
-        assert [tuple(p) for p in found.tolist()] == PLACES
+        assert [tuple(p) for p in found[:, 0].tolist()] == PLACES
         assert there.all()
 
 
@@ -233,7 +290,7 @@ def test_against_the_other_class_they_leave_out_what_both_share(rng):
     for where in (scoring.whole, scoring.grad_cam):
         for kind, wanted in (("plain", [(2, 6)] * 5), ("contrastive", PLACES)):
             found, _ = where(classifier, views, 1, "square", kind=kind)
-            assert [tuple(p) for p in found.tolist()] == wanted
+            assert [tuple(p) for p in found[:, 0].tolist()] == wanted
 
 
 def test_the_best_of_several_channels(rng):
@@ -286,15 +343,16 @@ def test_what_takes_no_network(rng):
     for pixels, (row, column) in zip(heard, PLACES, strict=True):
         pixels[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] += 1
     found, there = scoring.loudest(GRID, heard, "square")
-    assert [tuple(p) for p in found.tolist()] == PLACES
+    assert [tuple(p) for p in found[:, 0].tolist()] == PLACES
     assert there.all()
     found, _ = scoring.loudest(GRID, heard, "frequency")
-    assert [tuple(p) for p in found.tolist()] == [(r, -1) for r, _ in PLACES]
+    assert [tuple(p) for p in found[:, 0].tolist()] == [(r, -1) for r, _ in PLACES]
     known = boxes_of([(1, 2), (1, 3), (2, 2)])
     for scheme, place in (("frequency", (1, -1)), ("time", (-1, 2))):
         found, there = scoring.constant(GRID, scheme, known, 3)
-        assert found.tolist() == [list(place)] * 3
+        assert found.tolist() == [[list(place)]] * 3
         assert there.all()
+        assert "both, best" not in scoring.scored(GRID, scheme, (found, there), known)
 
 
 def explained_of(maps, head, effects):
@@ -313,6 +371,8 @@ def explained_of(maps, head, effects):
         effects=effects,
         boxes=boxes_of(PLACES),
         known=boxes_of(PLACES),
+        probabilities=np.ones(len(PLACES)),
+        tested=(maps.mean(axis=(1, 2)), np.asarray(head(maps.mean(axis=(1, 2))))),
         accuracy=1.0,
     )
 
@@ -330,7 +390,8 @@ def test_what_silencing_takes_by_hand(scheme, rng):
         jnp.asarray(rng.normal(0, 0.2, (CHAN, CHAN)), jnp.float32)
     )
     found = trust.masked(of, {"some": transform}, scheme)
-    assert [(row["evidence"], row["locate"]) for row in found] == list(variants.WAYS)
+    own = [row for row in found if row["method"] == "some"]
+    assert [(row["evidence"], row["locate"]) for row in own] == list(variants.WAYS)
 
     def probability(pooled):
         logits = np.asarray(head.weight) @ pooled + head.bias
@@ -346,6 +407,8 @@ def test_what_silencing_takes_by_hand(scheme, rng):
             for r, c in np.ndindex(rows, columns)
         }
         own = lost.pop(np.unravel_index(along.argmax(), along.shape))
+        if along.max() <= 0:  # it is nowhere, so nothing is silenced
+            own = 0.0
         assert found[-1]["own"][n] == pytest.approx(own, abs=1e-5)
         assert found[-1]["random"][n] == pytest.approx(
             np.mean(list(lost.values())), abs=1e-5
@@ -395,7 +458,7 @@ def test_hits_are_compared_clip_by_clip():
     same, fewer = row("CAM", [1, 0, 0, 1]), row("LIME", [0, 1])
     part = {
         "rows": [reference, same, fewer, {**same, "scheme": "square"}],
-        "fits": ["time", "time"], "accuracy": 1.0, "clips": 4,
+        "fits": ["time", "time"], "accuracy": 1.0, "clips": 4, "seed": 0, "again": [],
         "learned": [], "faithful": [], "masked": [], "consistent": [], "stable": [],
     }  # fmt: skip
     ahead = [row["ahead"] for row in summary.of([part, part])["rows"]]
@@ -412,7 +475,7 @@ def test_all_events_at_a_glance():
 
     def row(method, scheme, hit, **way):
         scores = {"frequency": hit, "both": [0.9, 0.9, 0.9]}
-        scores |= {"share": [0.25] * 3} if way else {}
+        scores |= {"share": [0.25] * 3, "share of all": [0.125] * 3} if way else {}
         return {"method": method, "scheme": scheme, "scores": scores, **way}
 
     way = {"evidence": "plain", "locate": "map"}
@@ -434,8 +497,41 @@ def test_all_events_at_a_glance():
     )
     assert "| CAM | 0.50 [0.40, 0.60] |  |" in shown[1]
     assert "| paper, plain, map | 0.10 [0.00, 0.20] | 0.90 [0.90, 0.90] |" in shown[1]
-    assert "| paper, plain | 0.25 | 0.25 |" in shown[3]
+    assert "| paper, plain | 0.25, 0.12 | 0.25, 0.12 |" in shown[3]
     assert shown[1].startswith("| method | band, frequency | burst, square |")
+
+
+def _check_scores(scores):
+    """Of what is kept of a seed: every hit can be found again from places and boxes."""
+    boxes = np.array([clip["box"] for clip in scores["explained"]])
+    assert len(boxes) == scores["clips"] > 0
+    assert all(0.5 < clip["probability"] <= 1 for clip in scores["explained"])
+    grid = schemes.Grid(
+        map_shape=tuple(scores["grid"]["map_shape"]),
+        input_shape=tuple(scores["grid"]["input_shape"]),
+        cell=tuple(scores["grid"]["cell"]),
+    )
+    for row in scores["rows"]:
+        if row["method"] == "random":
+            continue
+        where = np.array(row["locations"]), np.array(row["there"])
+        again = scoring.scored(grid, row["scheme"], where, boxes[: len(where[0])])
+        for name, values in again.items():
+            np.testing.assert_allclose(row["scores"][name], values, atol=1e-6)
+    assert {row["scheme"] for row in scores["rows"] if row["method"] == "paper"} == set(
+        schemes.SCHEMES
+    )
+    # What is shown of it nowhere else is learned under the scheme that fits alone.
+    assert {r["scheme"] for r in scores["rows"] if r["method"] == "whitened"} == {
+        "square"
+    }
+    for row in scores["learned"]:
+        assert row["audited_clips"] == 8 + 4  # of training and of test
+        assert row["changed_predictions"] == 0
+    assert [row["variant"] for row in scores["again"]] == ["paper", "whitened"]
+    assert scores["settings"]["clips"] == [8, 2, 4]
+    assert "output_dir" not in scores["settings"]
+    assert "jax" in scores["versions"]
 
 
 @pytest.mark.slow
@@ -474,6 +570,8 @@ def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
         ),
     )
     results = run.main(config)
+    scores = json.loads((tmp_path / "run/burst/seed0/scores.json").read_text())
+    _check_scores(scores)
     rows = results["events"]["burst"]["rows"]
     assert {row["method"] for row in rows} == {
         "random", "always the same", "CAM", "Grad-CAM", "all channels",
@@ -521,7 +619,8 @@ def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
 
 def test_what_cannot_be_merged(tmp_path):
     def scores(name, **changes):
-        part = {"made_from": {"version": 2}, "event": "click", "seed": 0, "rows": []}
+        part = {"made_from": {"version": 2}, "event": "click", "seed": 0, "rows": [],
+                "settings": {"seed": 0, "clips": [1, 2, 3]}}  # fmt: skip
         (tmp_path / name).write_text(json.dumps(part | changes))
         return tmp_path / name
 
@@ -536,6 +635,12 @@ def test_what_cannot_be_merged(tmp_path):
         "measured in different ways",
         one,
         scores("older.json", seed=1, made_from={"version": 1}),
+    )
+    other = {"settings": {"seed": 1, "clips": [4, 2, 3]}}
+    refused(
+        "different settings: clips of click, seed 1",
+        one,
+        scores("more.json", seed=1, **other),
     )
     (tmp_path / "other.json").write_text("{}")
     refused(r"other\.json is no scores\.json", tmp_path / "other.json")

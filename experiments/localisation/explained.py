@@ -51,7 +51,9 @@ class Explained:
       effects: by scheme, what each region adds to their pooled vectors.
       boxes: of their events in pixels, `[clip, 4]`.
       known: of the events of the training clips, `[event, 4]`.
-      accuracy: of the classifier on all test clips.
+      probabilities: of the event in the clips, `[clip]`.
+      tested: pooled vectors and logits of all test clips.
+      accuracy: of the classifier on them.
     """
 
     config: options.Config
@@ -64,6 +66,8 @@ class Explained:
     effects: dict[schemes.Scheme, schemes.Views]
     boxes: np.ndarray
     known: np.ndarray
+    probabilities: np.ndarray
+    tested: tuple[np.ndarray, np.ndarray]
     accuracy: float
 
     @property
@@ -108,21 +112,16 @@ class Explained:
             return self.effects[scheme]
         return schemes.views(jnp.asarray(self.maps), keep_cells=True)
 
-    def pointing(
-        self,
-        transform: disentangle.Transform,
-        scheme: schemes.Scheme,
-        kind: settings.Evidence,
-        locate: settings.Location,
-    ) -> dict[str, np.ndarray]:
-        """Scores of each clip, see `scoring.scored`, and what the top channels carry.
+    def audit(self, transform: disentangle.Transform) -> disentangle.Audit:
+        """The transformed classifier against the network on all test clips.
 
-        That is "share" of the positive evidence for the first and "share, best" for
-        all.
+        Raises:
+          InvarianceError: it changes a prediction.
         """
-        found = self.channels(transform, scheme, kind, locate)
-        scores = scoring.scored(self.grid, scheme, found.where, self.boxes)
-        return {**scores, "share": found.share[:, 0], "share, best": found.share[:, 1]}
+        pooled, logits = self.tested
+        return disentangle.audit(
+            transform, self.classifier.head, pooled, logits
+        ).check()
 
     def located(
         self,
@@ -131,9 +130,8 @@ class Explained:
         kind: settings.Evidence,
         locate: settings.Location,
     ) -> scoring.Where:
-        """Where each clip's top channel lies."""
-        locations, there = self.channels(transform, scheme, kind, locate).where
-        return locations[:, 0], there[:, 0]
+        """Where each clip's top channels lie."""
+        return self.channels(transform, scheme, kind, locate).where
 
     def channels(
         self,
@@ -195,7 +193,10 @@ def made(
         batch_size=config.batch_size,
         **problem.common,
     )
-    logits = np.asarray(tested.features.logits)[: tested.features.num_clips]
+    pooled, logits = (
+        np.asarray(a)[: tested.features.num_clips]
+        for a in (tested.features.pooled, tested.features.logits)
+    )
     labels = np.array([clip.labels[0] for clip in tested.clips])
     predicted = logits.argmax(axis=1)
     found = np.flatnonzero((labels == PLANTED) & (predicted == PLANTED))
@@ -221,6 +222,8 @@ def made(
         known=_boxes(
             corpus, [c for c in corpus.splits.train if c.label], problem.front_end
         ),
+        probabilities=classifier_lib.probabilities(logits, "softmax")[found, PLANTED],
+        tested=(pooled, logits),
         accuracy=float((predicted == labels).mean()),
     )
 

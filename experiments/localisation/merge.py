@@ -3,8 +3,8 @@
     python -m experiments.localisation.merge docs/truth/scores/*.json.gz --output merged
 
 Takes what `experiments.localisation` keeps of each event and seed, `scores.json`, also
-gzipped: every score of every clip. So seeds can run on several machines, and whoever
-doubts an interval can draw it anew.
+gzipped: every score of every clip, and every place and box. So seeds can run on several
+machines, and whoever doubts an interval can draw it anew.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def main(config: Config) -> dict[str, Any]:
         raise ValueError(
             f"these scores were measured in different ways, versions {versions}"
         )
+    _check_alike(parts)
     events: dict[str, list[dict[str, Any]]] = {}
     for event in plants.FITS:
         found = sorted(
@@ -81,6 +82,21 @@ def main(config: Config) -> dict[str, Any]:
         tables.terminal(results),
     )
     return results
+
+
+def _check_alike(parts: list[dict[str, Any]]) -> None:
+    """Raises unless all were made with the same settings, but for the seed."""
+    for part in parts[1:]:
+        differing = [
+            name
+            for name, value in part["settings"].items()
+            if name != "seed" and value != parts[0]["settings"].get(name)
+        ]
+        if differing:
+            raise ValueError(
+                "these scores were made with different settings: "
+                f"{', '.join(differing)} of {part['event']}, seed {part['seed']}"
+            )
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -60,9 +60,9 @@ class Config(options.Common):
     """To train, validate and test on; every other one has an event."""
     variants: tuple[variants.Name, ...] = get_args(variants.Name)
     """Ways to learn U."""
-    lime_clips: int = 20
+    lime_clips: int = 40
     """Test clips that LIME explains; it is slow."""
-    lime_samples: int = 300
+    lime_samples: int = 500
     """Silenced copies of each that it asks about."""
     faithful_clips: int = 10
     """Test clips that are silenced and brought back step by step."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NUM_CLIPS = 3
 EVENT = "#4cc9f0"  # on the dark of a spectrogram, beside the green of a region
+MARKS = {"any clips": "x", "same class": "|"}
 KINDS = {
     "same_class": "pairs of one class",
     "time": "alike in time",
@@ -64,11 +65,11 @@ def regions(
         for axes, (found, there) in zip(line, places.values(), strict=True):
             plot.spectrogram(axes, front_end, pixels)
             _event(axes, of.boxes[index])
-            if there[index]:
-                place = found[index]
+            place, somewhere = found[index, 0], there[index, 0]
+            if somewhere:
                 plot.areas(axes, explanation.areas(of.grid, scheme, place, front_end))
-            hit = pointing.score(of.grid, scheme, found[[index]], of.boxes[[index]])
-            said = "hit" if hit.both[0] and there[index] else "missed"
+            hit = pointing.score(of.grid, scheme, place[None], of.boxes[[index]])
+            said = "hit" if hit.both[0] and somewhere else "missed"
             axes.set_title(said, fontsize=plot.CAPTION)
     for axes, name in zip(panels[0], places, strict=True):
         axes.set_title(f"{name}\n{axes.get_title()}", fontsize=plot.CAPTION)
@@ -97,6 +98,8 @@ def _event(axes: Axes, box: np.ndarray) -> None:
 def consistency(parts: Sequence[Mapping[str, Any]]) -> Figure:
     """How alike a channel's prototypes are: all channels, before and after each U.
 
+    Crosses are what any clips in their place come to, bars any clips of their class.
+
     Args:
       parts: of each seed what `trust.consistent` found, in one order.
     """
@@ -112,8 +115,7 @@ def consistency(parts: Sequence[Mapping[str, Any]]) -> Figure:
             if not known.size:
                 continue
             # Grey for what U has no part in.
-            without = names[place] in (trust.RAW, trust.BY_CHANCE)
-            colour = "0.45" if without else "C0"
+            colour = "0.45" if names[place] == trust.RAW else "C0"
             if np.ptp(known) > 0:
                 drawn = axes.violinplot(
                     known, [place], orientation="horizontal", widths=0.85,
@@ -125,6 +127,13 @@ def consistency(parts: Sequence[Mapping[str, Any]]) -> Figure:
             low, middle, high = np.percentile(known, [25, 50, 75])
             axes.hlines(place, low, high, color=colour, linewidth=3)
             axes.plot(middle, place, "o", color="white", mec=colour, ms=5)
+            for level, mark in MARKS.items():
+                rows = [part["consistent"][place] for part in parts]
+                if f"{kind}, {level}" in rows[0]:
+                    chance = np.concatenate(
+                        [np.asarray(row[f"{kind}, {level}"], float) for row in rows]
+                    )
+                    axes.plot(np.nanmean(chance), place, mark, color="0.2", ms=6)
         if kind == "same_class":
             chance = np.mean([part["consistent"][0]["chance"] for part in parts])
             axes.axvline(float(chance), color="0.3", linestyle=":", linewidth=1)

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from apex_jax import (
+    checkpoint,
     data,
     disentangle,
     explain,
@@ -41,8 +42,7 @@ from experiments.localisation import (
     variants,
 )
 
-LEAST_ACCURACY = 0.95
-SCORES = 2  # version of what is measured; raise it when a change alters a number
+SCORES = 3  # version of what is measured; raise it when a change alters a number
 OTHER_SEED = 1000  # what is added to a seed where another one is wanted
 
 
@@ -125,17 +125,27 @@ def _one(
     with stages("test"):
         of = explained.made(config, folder, event, problem, model, made)
     runs.report("accuracy", f"{of.accuracy:.3f} on {len(made.splits.test)} test clips")
-    if of.accuracy < LEAST_ACCURACY:
-        runs.say(f"below {LEAST_ACCURACY}: what follows explains a weak classifier")
+    if of.accuracy < tables.LEAST_ACCURACY:
+        runs.say(
+            f"below {tables.LEAST_ACCURACY}: what follows explains a weak classifier"
+        )
     result = {
         "made_from": key,
         "event": event,
         "seed": seed,
         "accuracy": of.accuracy,
         "clips": len(of.clips),
+        "explained": [
+            {"clip": clip.id, "box": _rounded(box), "probability": round(float(p), 6)}
+            for clip, box, p in zip(of.clips, of.boxes, of.probabilities, strict=True)
+        ],
+        "grid": dataclasses.asdict(of.grid),
         "fits": list(plants.FITS[event]),
         **_score(of, stages),
         "skipped_files": len(skip_log),
+        "settings": _settings(config),
+        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "versions": dict(checkpoint.versions()),
         **stages.to_dict(),
     }
     if hosts.is_primary():
@@ -149,6 +159,17 @@ def _of_one(config: options.Config) -> options.Config:
     return dataclasses.replace(config, events=(), seeds=1, scheme="frequency")
 
 
+def _settings(config: options.Config) -> dict[str, Any]:
+    """What a reader of the scores may want to know; of folders only the names."""
+    found = runs.plain(_of_one(config))
+    for name in ("output_dir", "overwrite", "hosts"):
+        del found[name]
+    for name in ("speech", "sounds"):
+        folder = getattr(config, name)
+        found[name] = folder and folder.resolve().name
+    return found
+
+
 def _score(of: explained.Explained, stages: progress.Stages) -> dict[str, Any]:
     """Everything that is asked of the explanations, and how each U was learned."""
     scheme, _ = plants.FITS[of.event]
@@ -160,6 +181,7 @@ def _score(of: explained.Explained, stages: progress.Stages) -> dict[str, Any]:
             pictures.regions(of, transforms, scheme), of.folder / "regions.png", dpi=120
         )
     config, some = of.config, of.clips[: of.config.lime_clips]
+    heats: list[np.ndarray] = []
     if some:
         with stages("LIME"), progress.bar("LIME", len(some), "clip") as on_progress:
             heats = scoring.lime(
@@ -170,10 +192,9 @@ def _score(of: explained.Explained, stages: progress.Stages) -> dict[str, Any]:
                 num_samples=config.lime_samples,
                 on_progress=on_progress,
             )
-        boxes = of.boxes[: len(some)]
         rows += [
-            _row("LIME", s, scoring.scored(of.grid, s, where, boxes))
-            for s, where in heats.items()
+            _row(of, "LIME", one, scoring.of_heat(of.grid, heats, one))
+            for one in schemes.SCHEMES
         ]
     some = of.clips[: config.faithful_clips]
     with (
@@ -186,56 +207,106 @@ def _score(of: explained.Explained, stages: progress.Stages) -> dict[str, Any]:
             explained.PLANTED,
             seed=config.seed,
             steps=config.curve_steps,
+            lime=heats,
             on_progress=on_progress,
         )
     cached = methods.features(of.cache_dir, of.problem, config, of.model, scheme)
+    again, other_seed = _again(of, scheme)
     return {
         "rows": rows,
         "learned": learned,
         "faithful": faithful,
         "masked": trust.masked(of, trust.with_raw(fitting), scheme),
         "consistent": trust.consistent(fitting, cached),
-        "stable": _stability(of, stages, scheme, fitting),
+        "again": again,
+        "stable": _stability(of, stages, fitting, other_seed),
     }
 
 
 def _pointing(
     of: explained.Explained, best: schemes.Scheme
 ) -> tuple[list[dict], list[dict], dict[str, explain.Explainer]]:
-    """Scores of each method, scheme and clip; every U; explainers of scheme `best`."""
+    """Scores of each method, scheme and clip; every U; explainers of scheme `best`.
+
+    Ways to learn U that nothing else is shown of are learned under `best` alone.
+    """
     rows: list[dict[str, Any]] = []
     learned: list[dict[str, Any]] = []
     fitting: dict[str, explain.Explainer] = {}
-
-    def channels(name: str, scheme: schemes.Scheme, transform: disentangle.Transform):
-        for way in variants.WAYS:
-            scores = of.pointing(transform, scheme, *way)
-            rows.append(_row(name, scheme, scores, way))
-
     for scheme in schemes.SCHEMES:
         rows += _baselines(of, scheme)
         if scheme == best:
             rows += _without_learning(of, scheme)
-        channels(trust.RAW, scheme, disentangle.identity(of.maps.shape[-1]))
+        raw = disentangle.identity(of.maps.shape[-1])
+        rows += _channels(of, trust.RAW, scheme, raw)
         for variant in of.config.variants:
+            if scheme != best and variant not in variants.SHOWN:
+                continue
             folder = of.folder / variant / scheme
             found, own = of.learn(variant, scheme, seed=of.config.seed, folder=folder)
             if scheme == best:
                 fitting[variant] = found.explainer
-            channels(variant, scheme, found.explainer.transform)
-            learned.append(
-                {
-                    "variant": variant,
-                    "scheme": scheme,
-                    "purity": [found.history.round_purity[i] for i in (0, -1)],
-                    "condition_number": found.audit.condition_number,
-                    "max_abs_logit_error": found.audit.max_abs_logit_error,
-                    "changed_predictions": found.audit.changed_predictions,
-                    "rank": dict(found.explainer.provenance.settings)["effective rank"],
-                    **own.to_dict(),
-                }
-            )
+            rows += _channels(of, variant, scheme, found.explainer.transform)
+            learned.append(_learned(of, variant, scheme, found, own))
     return rows, learned, fitting
+
+
+def _learned(
+    of: explained.Explained,
+    variant: variants.Name,
+    scheme: schemes.Scheme,
+    found: methods.Learned,
+    own: progress.Stages,
+) -> dict[str, Any]:
+    """How one U came out: of the training clips, and audited on the test clips too."""
+    audit = of.audit(found.explainer.transform)
+    both = found.audit, audit
+    return {
+        "variant": variant,
+        "scheme": scheme,
+        "purity": [found.history.round_purity[i] for i in (0, -1)],
+        "condition_number": audit.condition_number,
+        "max_abs_logit_error": max(one.max_abs_logit_error for one in both),
+        "changed_predictions": sum(one.changed_predictions for one in both),
+        "audited_clips": sum(one.num_clips for one in both),
+        "rank": dict(found.explainer.provenance.settings)["effective rank"],
+        **own.to_dict(),
+    }
+
+
+def _again(
+    of: explained.Explained, scheme: schemes.Scheme
+) -> tuple[list[dict[str, Any]], dict[str, explain.Explainer]]:
+    """The same with another seed of the optimisation alone: hits, how U came out."""
+    found: list[dict[str, Any]] = []
+    explainers: dict[str, explain.Explainer] = {}
+    for variant in of.config.variants:
+        folder = of.folder / "again" / variant
+        seed = of.config.seed + OTHER_SEED
+        learned, own = of.learn(variant, scheme, seed=seed, folder=folder)
+        explainers[variant] = learned.explainer
+        row = _learned(of, variant, scheme, learned, own)
+        row["rows"] = _channels(of, variant, scheme, learned.explainer.transform)
+        found.append(row)
+    return found, explainers
+
+
+def _channels(
+    of: explained.Explained,
+    name: str,
+    scheme: schemes.Scheme,
+    transform: disentangle.Transform,
+) -> list[dict[str, Any]]:
+    """Of the channels under U, in every way to place them."""
+    rows = []
+    for way in variants.WAYS:
+        found = of.channels(transform, scheme, *way)
+        row = _row(of, name, scheme, found.where, way, more=found.shares())
+        row["top"] = found.top.tolist()
+        if way[1] == "map":  # what is carried does not hang on where it is
+            row["parts"] = _rounded(found.parts)
+        rows.append(row)
+    return rows
 
 
 def _baselines(of: explained.Explained, scheme: schemes.Scheme) -> list[dict]:
@@ -243,12 +314,12 @@ def _baselines(of: explained.Explained, scheme: schemes.Scheme) -> list[dict]:
     chance = scoring.random(of.grid, scheme, of.boxes)
     always = scoring.constant(of.grid, scheme, of.known, len(of.clips))
     rows = [
-        _row("random", scheme, chance),
-        _row(
-            "always the same",
-            scheme,
-            scoring.scored(of.grid, scheme, always, of.boxes),
-        ),
+        {
+            "method": "random",
+            "scheme": scheme,
+            "scores": {name: _rounded(values) for name, values in chance.items()},
+        },
+        _row(of, "always the same", scheme, always),
     ]
     for kind, locate in variants.WAYS:
         options = (of.classifier, of.views(scheme, locate), explained.PLANTED, scheme)
@@ -256,9 +327,10 @@ def _baselines(of: explained.Explained, scheme: schemes.Scheme) -> list[dict]:
         where = {name: scoring.whole(*options, kind=kind)}
         if locate == "map":
             where["Grad-CAM"] = scoring.grad_cam(*options, kind=kind)
-        for name, found in where.items():
-            scores = scoring.scored(of.grid, scheme, found, of.boxes)
-            rows.append(_row(name, scheme, scores, (kind, locate)))
+        rows += [
+            _row(of, name, scheme, found, (kind, locate))
+            for name, found in where.items()
+        ]
     return rows
 
 
@@ -267,18 +339,19 @@ def _without_learning(of: explained.Explained, scheme: schemes.Scheme) -> list[d
     front_end, clips = of.problem.front_end, of.clips
     heard = np.stack([explained.spectrogram_of(front_end, clip) for clip in clips])
     network = of.problem.classifier(_untrained(of))
-    maps = np.concatenate([look.run(network, [one], 1)[0].cells for one in heard])
+    seen = [look.run(network, [one], 1) for one in heard]
+    maps = np.concatenate([np.asarray(views.cells) for views, _ in seen])
+    # The class that it takes the clip for: the sign of a random head's is random, and
+    # of the planted class it might be what speaks against it.
+    said = np.concatenate([logits for _, logits in seen]).argmax(axis=1)
     effects = explained.effects_of(network, front_end, clips, maps, (scheme,))[scheme]
     where = {
         "loudest region": scoring.loudest(of.grid, heard, scheme),
         f"{trust.CLASS}, {stable.RANDOM}": scoring.whole(
-            network, effects, explained.PLANTED, scheme, kind="contrastive"
+            network, effects, said, scheme, kind="contrastive"
         ),
     }
-    return [
-        _row(name, scheme, scoring.scored(of.grid, scheme, found, of.boxes))
-        for name, found in where.items()
-    ]
+    return [_row(of, name, scheme, found) for name, found in where.items()]
 
 
 def _untrained(of: explained.Explained) -> convnext.ConvNeXt:
@@ -289,33 +362,41 @@ def _untrained(of: explained.Explained) -> convnext.ConvNeXt:
 
 
 def _row(
+    of: explained.Explained,
     method: str,
     scheme: schemes.Scheme,
-    scores: dict[str, np.ndarray],
+    where: scoring.Where,
     way: variants.Way | None = None,
+    *,
+    more: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    plain = {name: np.round(values, 6).tolist() for name, values in scores.items()}
-    how = dict(zip(("evidence", "locate"), way, strict=True)) if way else {}
-    return {"method": method, "scheme": scheme, "scores": plain, **how}
+    """Scores of the first clips, as many as there are places; and the places."""
+    locations, there = where
+    scores = scoring.scored(of.grid, scheme, where, of.boxes[: len(locations)])
+    return {
+        "method": method,
+        "scheme": scheme,
+        "scores": {name: _rounded(v) for name, v in {**scores, **(more or {})}.items()},
+        "locations": locations.tolist(),
+        "there": there.tolist(),
+        **(dict(zip(("evidence", "locate"), way, strict=True)) if way else {}),
+    }
+
+
+def _rounded(values: np.ndarray) -> list[Any]:
+    return np.round(np.asarray(values, np.float64), 6).tolist()
 
 
 def _stability(
     of: explained.Explained,
     stages: progress.Stages,
-    scheme: schemes.Scheme,
     fitting: dict[str, explain.Explainer],
+    again: dict[str, explain.Explainer],
 ) -> list[dict[str, Any]]:
     """What is left of explanations after a change; nothing where no clips are asked."""
     some = of.clips[: of.config.stable_clips]
     if not some:
         return []
-    seed = of.config.seed + OTHER_SEED
-    again: dict[str, explain.Explainer] = {}
-    for variant in of.config.variants:
-        folder = of.folder / "again" / variant
-        again[variant] = of.learn(variant, scheme, seed=seed, folder=folder)[
-            0
-        ].explainer
     with (
         stages("stability"),
         progress.bar("stability", len(some), "clip") as on_progress,

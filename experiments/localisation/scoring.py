@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,27 +32,43 @@ from apex_jax import (
 from apex_jax import classifier as classifier_lib
 from apex_jax import explainer as explainer_lib
 
-NUM_CHANNELS = 4
-# Locations `[clip, 2]`, or of several channels `[clip, top, 2]`, and whether each is
-# one, `[clip]` or `[clip, top]`: heat of nothing has no place.
+NUM_CHANNELS = 4  # and regions of what has no channels
+# Locations `[clip, top, 2]`, the first choice first, and whether each is one,
+# `[clip, top]`: heat of nothing has no place.
 Where = tuple[np.ndarray, np.ndarray]
+# What moves the class's logit in a clip: the first channel's contribution and that of
+# all top ones; all positive contributions; what speaks for it where contributions do
+# not look, a channel below zero that the head weighs negatively; what speaks against.
+PARTS = ("first", "top", "positive", "absent", "against")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pointing:
-    """Where a method's top channels lie, and what share of the evidence they carry.
+    """Where a method's top channels lie, and what they carry of the evidence.
 
     Attributes:
       where: of each of them, the largest contribution first. One that contributes
         nothing, or from which no silence takes anything, is nowhere.
-      share: of the positive evidence that the first channel and that all `top` carry,
-        `[clip, 2]`.
       top: which they are, `[clip, top]`.
+      parts: of the evidence, `PARTS`, `[clip, 5]`.
     """
 
     where: Where
     top: np.ndarray
-    share: np.ndarray
+    parts: np.ndarray
+
+    def shares(self) -> dict[str, np.ndarray]:
+        """Of the positive evidence, and of all that moves the logit, `[clip]`.
+
+        That of the first channel, and with "best" that of all top ones.
+        """
+        first, top, positive, *others = self.parts.T
+        every = positive + sum(others)
+        return {
+            f"{name}{of}": carried / np.maximum(total, np.finfo(np.float32).tiny)
+            for name, total in (("share", positive), ("share of all", every))
+            for of, carried in (("", first), (", best", top))
+        }
 
 
 @functools.partial(jax.jit, static_argnames=("scheme", "locate", "num"))
@@ -68,7 +85,7 @@ def _channels(
 ) -> tuple[
     Int[Array, "clip top 2"],
     Bool[Array, "clip top"],
-    Float[Array, "clip 2"],
+    Float[Array, "clip 5"],
     Int[Array, "clip top"],
 ]:
     def one(clip):
@@ -79,13 +96,22 @@ def _channels(
         locations, somewhere = jax.vmap(
             lambda k: _place(scheme, views, transform.matrix[k])
         )(top)
-        total = jnp.maximum(jnp.sum(share), jnp.finfo(share.dtype).tiny)
-        carried = jnp.stack([largest[0], jnp.sum(largest)]) / total
+        moves = head.weight[target] * transformed
+        absent = jnp.sum(jnp.where(transformed < 0, jax.nn.relu(moves), 0))
+        parts = jnp.stack(
+            [
+                largest[0],
+                jnp.sum(largest),
+                jnp.sum(share),
+                absent,
+                jnp.sum(jax.nn.relu(-moves)),
+            ]
+        )
         # A channel whose mean is above zero is so somewhere on its map.
         there = largest > 0
         if locate == "occlusion":
             there &= somewhere
-        return locations, there, carried, top
+        return locations, there, parts, top
 
     return jax.lax.map(one, (pooled, views), batch_size=16)
 
@@ -128,8 +154,8 @@ def channels(
         locate=locate,
         num=num,
     )
-    locations, there, share, top = (np.asarray(a) for a in found)
-    return Pointing(where=(locations, there), share=share, top=top)
+    locations, there, parts, top = (np.asarray(a) for a in found)
+    return Pointing(where=(locations, there), parts=parts, top=top)
 
 
 def _place(
@@ -144,15 +170,45 @@ def _place(
 
 @functools.partial(jax.jit, static_argnames=("scheme",))
 def _located(
-    views: schemes.Views, direction: Float[Array, " chan"], *, scheme: schemes.Scheme
-) -> tuple[Int[Array, "clip 2"], Bool[Array, " clip"]]:
-    return jax.vmap(lambda one: _place(scheme, one, direction))(views)
+    views: schemes.Views,
+    direction: Float[Array, "clip chan"],
+    *,
+    scheme: schemes.Scheme,
+) -> tuple[Int[Array, "clip top 2"], Bool[Array, "clip top"]]:
+    """The hottest regions, and of a clip whether there is any heat."""
+
+    def along(table: Any, direction: jax.Array) -> jax.Array:
+        return jnp.matmul(table, direction, precision="highest")
+
+    def one(views: schemes.Views, direction: jax.Array):
+        rows, columns = along(views.rows, direction), along(views.columns, direction)
+        cells = along(views.cells, direction)
+        everywhere = jnp.full(NUM_CHANNELS, schemes.ALL)
+        match scheme:
+            case "time":
+                heat = columns
+            case "frequency":
+                heat = rows
+            case "square":
+                heat = cells.ravel()
+            case _:
+                heat = (rows[:, None] + columns[None]).ravel()
+        top = jax.lax.top_k(heat, min(NUM_CHANNELS, len(heat)))[1]
+        row, column = jnp.divmod(top, len(columns))
+        if scheme == "time":
+            row, column = everywhere[: len(top)], top
+        elif scheme == "frequency":
+            row, column = top, everywhere[: len(top)]
+        there = jnp.full(len(top), jnp.max(cells) > 0)
+        return jnp.stack([row, column], axis=-1).astype(jnp.int32), there
+
+    return jax.vmap(one)(views, direction)
 
 
 def whole(
     classifier: classifier_lib.Classifier,
     views: schemes.Views,
-    target: int,
+    target: int | Int[np.ndarray, " clip"],
     scheme: schemes.Scheme,
     *,
     kind: settings.Evidence,
@@ -160,10 +216,12 @@ def whole(
     """Where all channels together speak for a class, `W[c]` of the views.
 
     Of maps this is CAM (Zhou et al., 2016), of regions' effects plain occlusion of the
-    class (Zeiler & Fergus, 2014).
+    class (Zeiler & Fergus, 2014). The class is one, or one a clip.
     """
     head = evidence.head_of(classifier.head, classifier.activation, kind)
-    direction = jnp.asarray(head.weight)[target]
+    num_clips = jnp.asarray(views.rows).shape[0]
+    targets = jnp.broadcast_to(jnp.asarray(target), num_clips)
+    direction = jnp.asarray(head.weight)[targets]
     return _on_host(_located(views, direction, scheme=scheme))
 
 
@@ -209,12 +267,12 @@ def constant(
     """
     locations, hits = _of_every_region(grid, scheme, known)
     best = locations[np.argmax(hits.both.sum(axis=1))]
-    return np.tile(best, (num_clips, 1)), np.ones(num_clips, bool)
+    return np.tile(best, (num_clips, 1, 1)), np.ones((num_clips, 1), bool)
 
 
 def _hottest(cells: Float[Array, "clip freq time"], scheme: schemes.Scheme) -> Where:
     views = schemes.views(cells[..., None], keep_cells=True)
-    return _on_host(_located(views, jnp.ones(1), scheme=scheme))
+    return _on_host(_located(views, jnp.ones((len(cells), 1)), scheme=scheme))
 
 
 def _on_host(found: tuple[jax.Array, jax.Array]) -> Where:
@@ -229,9 +287,9 @@ def lime(
     seed: int,
     num_samples: int,
     on_progress: progress.OnProgress,
-) -> dict[schemes.Scheme, Where]:
-    """Of LIME's heat, from one heatmap a clip for all schemes."""
-    grid, heats = explainer.grid(), []
+) -> list[np.ndarray]:
+    """LIME's heat of each clip, `[F_in, T_in]`."""
+    heats = []
     for clip in clips:
         found = attribution.lime(
             explainer,
@@ -241,12 +299,17 @@ def lime(
             seed=seed,
             num_samples=num_samples,
         )
-        heats.append(
-            attribution.cell_means(jnp.asarray(found.channels[0].heatmap), grid)
-        )
+        heats.append(found.channels[0].heatmap)
         on_progress(1)
-    cells = jnp.stack(heats)
-    return {s: _hottest(cells, s) for s in schemes.SCHEMES}
+    return heats
+
+
+def of_heat(
+    grid: schemes.Grid, heats: Sequence[np.ndarray], scheme: schemes.Scheme
+) -> Where:
+    """Of heat a pixel."""
+    cells = [attribution.cell_means(jnp.asarray(heat), grid) for heat in heats]
+    return _hottest(jnp.stack(cells), scheme)
 
 
 def random(
@@ -274,19 +337,18 @@ def scored(
     where: Where,
     boxes: Float[np.ndarray, "clip 4"],
 ) -> dict[str, np.ndarray]:
-    """Hits and overlap of each clip, `[clip]`; of several channels also of the best.
+    """Hits and overlap of each clip, `[clip]`; of several regions also of the best.
 
-    The best of the top channels is, axis by axis, whether any of them hits, and the
-    largest overlap. What points nowhere misses.
+    The best of the top channels, or of the hottest regions, is, axis by axis, whether
+    any of them hits, and the largest overlap. What points nowhere misses.
     """
     locations, there = where
-    if locations.ndim == 2:
-        one = _plain(pointing.score(grid, scheme, locations, boxes))
-        return {name: values * there for name, values in one.items()}
     several = np.broadcast_to(boxes[:, None], (*locations.shape[:2], boxes.shape[-1]))
     found = _plain(pointing.score(grid, scheme, locations, several))
     found = {name: values * there for name, values in found.items()}
     first = {name: values[:, 0] for name, values in found.items()}
+    if locations.shape[1] == 1:
+        return first
     best = {f"{name}, best": values.max(axis=1) for name, values in found.items()}
     return first | best
 

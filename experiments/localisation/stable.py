@@ -63,7 +63,9 @@ def measured(
         are; a name may be missing.
       clips: to explain.
       target: the class.
-      untrained: the network with random weights, in whose place U and banks stay.
+      untrained: the network with random weights, in whose place U and banks stay. Of
+        it the class is explained that it takes the clip for: the sign of a random head
+        is random, and of another class its region would be what speaks against that.
       on_progress: told of each clip.
     """
     first = next(iter(explainers.values()))
@@ -71,6 +73,7 @@ def measured(
     of_random = {name: _of(untrained, e) for name, e in explainers.items()}
     assert front_end is not None
     rows: dict[tuple[str, variants.Way, str], list[stability.Agreement]] = {}
+    by_chance: dict[tuple[str, variants.Way], list[float]] = {}
     for number, clip in enumerate(clips):
         waveform = audio.load_clip(clip.path, front_end, clip.offset_s)
         before = _explained(explainers, _looked(first, waveform), target)
@@ -91,10 +94,12 @@ def measured(
                 stability.compare(before[which], one, same_channels=False)
             )
         seen = _looked(next(iter(of_random.values())), waveform)
-        for which, one in _explained(of_random, seen, target).items():
+        for which, one in _explained(of_random, seen, None).items():
             rows.setdefault((*which, RANDOM), []).append(
                 stability.compare(before[which], one)
             )
+        for which, one in before.items():
+            by_chance.setdefault(which, []).append(_any_region(first, one))
         on_progress(1)
     return [
         {
@@ -102,10 +107,21 @@ def measured(
             "evidence": kind,
             "locate": locate,
             "change": change,
+            "region by chance": by_chance[name, (kind, locate)],
             **in_numbers(found),
         }
         for (name, (kind, locate), change), found in rows.items()
     ]
+
+
+def _any_region(explainer: explain.Explainer, one: explanation.Explanation) -> float:
+    """Intersection over union of the top channel's region with all there are, mean."""
+    grid, own = explainer.grid(), [area.box for area in one.channels[0].areas]
+    several = [
+        stability.overlap(own, grid.boxes(one.scheme, (row, column)))
+        for row, column in grid.locations(one.scheme).tolist()
+    ]
+    return round(float(np.mean(several)), 4)
 
 
 def _of(
@@ -137,7 +153,7 @@ def _looked(explainer: explain.Explainer, waveform: np.ndarray) -> look.Look:
 def _explained(
     explainers: Mapping[str, explain.Explainer],
     seen: look.Look,
-    target: int,
+    target: int | None,
 ) -> dict[tuple[str, variants.Way], explanation.Explanation]:
     """Of each explainer each way; the regions' effects are the network's, so one."""
     seen = next(iter(explainers.values())).occluded(seen)
@@ -149,7 +165,10 @@ def _explained(
 
 
 def _top_channel(
-    explainer: explain.Explainer, seen: look.Look, target: int, way: variants.Way
+    explainer: explain.Explainer,
+    seen: look.Look,
+    target: int | None,
+    way: variants.Way,
 ) -> explanation.Explanation:
     """An explanation of one channel, with prototypes whose regions are of the map.
 

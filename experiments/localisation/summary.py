@@ -10,7 +10,15 @@ import scipy.stats
 
 from apex_jax import faithfulness
 
-AGREEMENTS = ("same_class", "same_channel", "rank", "region", "heat", "prototypes")
+AGREEMENTS = (
+    "same_class",
+    "same_channel",
+    "rank",
+    "region",
+    "region by chance",
+    "heat",
+    "prototypes",
+)
 DRAWS = 2000
 # What tells a row from the others.
 IDENTITY = ("method", "variant", "scheme", "evidence", "locate", "heat", "change")
@@ -103,13 +111,20 @@ def of(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "variant": row["variant"],
                 "scheme": row["scheme"],
                 "purity": np.mean([one["purity"] for one in same], axis=0).tolist(),
+                "seconds": [
+                    one["seconds"]["optimise"] - one["compile_seconds"]["optimise"]
+                    for one in same
+                    if "optimise" in one["seconds"]
+                ],
                 "condition_number": [one["condition_number"] for one in same],
                 "max_abs_logit_error": max(one["max_abs_logit_error"] for one in same),
                 "changed_predictions": sum(one["changed_predictions"] for one in same),
+                "audited_clips": sum(one["audited_clips"] for one in same),
                 "rank": [one["rank"] for one in same],
             }
         )
     return {
+        "seeds": [part["seed"] for part in parts],
         "fits": parts[0]["fits"],
         "accuracy": [part["accuracy"] for part in parts],
         "clips": [part["clips"] for part in parts],
@@ -118,6 +133,7 @@ def of(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "faithful": _faithful([part["faithful"] for part in parts]),
         "masked": _masked([part["masked"] for part in parts]),
         "consistent": _consistent([part["consistent"] for part in parts]),
+        "again": _again(parts, scheme, axis),
         "stable": _stable([part["stable"] for part in parts]),
     }
 
@@ -200,6 +216,40 @@ def _masked(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     return found
 
 
+def _again(
+    parts: Sequence[dict[str, Any]], scheme: str, axis: str
+) -> list[dict[str, Any]]:
+    """Hits, purity and conditioning of two optimisations of one network each."""
+    found = []
+    for row in parts[0]["again"]:
+        both = [_same(row, [part[of] for part in parts]) for of in ("learned", "again")]
+        hits = []
+        for one in row["rows"]:
+            wanted = [_same(one, [part["rows"] for part in parts])]
+            wanted.append(_same(one, [other["rows"] for other in both[1]]))
+            hits.append(
+                {
+                    "evidence": one["evidence"],
+                    "locate": one["locate"],
+                    "hits": [
+                        [float(np.mean(w["scores"][axis])) for w in same]
+                        for same in wanted
+                    ],
+                }
+            )
+        found.append(
+            {
+                "method": row["variant"],
+                "purity": [[o["purity"][1] for o in of] for of in both],
+                "condition_number": [
+                    [o["condition_number"] for o in of] for of in both
+                ],
+                "rows": hits,
+            }
+        )
+    return found
+
+
 def _stable(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Mean over clips and seeds; None where it can be said of no clip."""
     found = []
@@ -228,7 +278,8 @@ def _consistent(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any
             "method": row["method"],
             **{
                 kind: _known_mean([one[kind] for one in _same(row, parts)])
-                for kind in ("same_class", "time", "frequency", "chance")
+                for kind in row
+                if kind != "method"
             },
         }
         for row in parts[0]

@@ -10,6 +10,8 @@ from typing import Any
 from apex_jax import schemes
 from experiments.localisation import summary
 
+LEAST_ACCURACY = 0.95
+
 
 def _name(row: dict[str, Any]) -> str:
     """A method with what its evidence counts towards and what finds its place."""
@@ -33,8 +35,10 @@ def markdown(results: dict[str, Any]) -> str:
         accuracy = ", ".join(f"{a:.3f}" for a in found["accuracy"])
         parts += [
             f"### {event}: {_words(scheme)} scheme",
-            f"Test accuracy {accuracy}; {sum(found['clips'])} clips with the event "
-            "found. Means over seeds, 95 % bootstrap intervals over seeds and clips.",
+            f"Seeds {', '.join(map(str, found['seeds']))}: test accuracy {accuracy}"
+            f"{_weak(found['accuracy'])}; {sum(found['clips'])} clips with the event "
+            "found. Means over seeds, in brackets 95 % bootstrap intervals over seeds "
+            "and clips, and each seed's own.",
             _hits(found["rows"], scheme, axis),
             "Hits by scheme, along the axes that both have:",
             _by_scheme(found["rows"], axis),
@@ -42,7 +46,9 @@ def markdown(results: dict[str, Any]) -> str:
             _learned(found["learned"]),
             *_areas(found["faithful"]),
             *_hidden(found["masked"]),
-            f"Prototypes of a channel, {_words(scheme)} scheme, mean over channels:",
+            *_twice(found["again"]),
+            f"Prototypes of a channel, {_words(scheme)} scheme, mean over channels; "
+            "in brackets any clips in their place, and any clips of their class:",
             _alike(found["consistent"]),
             *_stays(found["stable"]),
         ]
@@ -58,10 +64,14 @@ def _at_a_glance(events: dict[str, Any]) -> list[str]:
         for row in found["rows"]:
             if row["scheme"] == scheme:
                 scores = row["scores"]
-                hits.setdefault(_name(row), {})[event] = _cell(scores[axis])
+                # LIME explains the first clips only.
+                some = " of the first clips" * (row["method"] == "LIME")
+                hits.setdefault(_name(row), {})[event] = _cell(scores[axis]) + some
                 if "share" in scores and row.get("locate") == "map":
                     name = f"{row['method']}, {row['evidence']}"
-                    shares.setdefault(name, {})[event] = f"{scores['share'][0]:.2f}"
+                    shares.setdefault(name, {})[event] = ", ".join(
+                        f"{scores[of][0]:.2f}" for of in ("share", "share of all")
+                    )
     head = "".join(
         f" | {event}, {_words(found['fits'][0])}" for event, found in events.items()
     )
@@ -75,7 +85,8 @@ def _at_a_glance(events: dict[str, Any]) -> list[str]:
         "Hits of the top channel under the scheme that fits the event, means over "
         "seeds and 95 % bootstrap intervals over seeds and clips:",
         _table("method" + head, lines(hits)),
-        "The top channel's share of the positive evidence:",
+        "The top channel's share of the positive evidence, and of all that moves the "
+        "logit, for the class or against it:",
         _table("U, evidence" + head, lines(shares)),
     ]
 
@@ -87,19 +98,23 @@ def _table(header: str, rows: Sequence[Sequence[str]]) -> str:
 
 
 def _hits(rows: Sequence[dict[str, Any]], scheme: str, axis: str) -> str:
-    names = (f"{axis}, best", "iou", "share", "share, best")
+    names = (
+        f"{axis}, best", "iou", "share", "share of all", "share of all, best"
+    )  # fmt: skip
 
     def on_some(row: dict[str, Any]) -> str:
         value = row["on LIME's clips"].get(axis)
         return "" if value is None else f"{value:.2f}"
 
     return _table(
-        "method | hit | concentrated by occlusion has more | on LIME's clips | "
-        "best of 4 | overlap | evidence of top | of 4",
+        "method | hit | of each seed | concentrated by occlusion has more | on LIME's "
+        "clips | best of 4 | overlap | top's share of the positive evidence | of all "
+        "that moves the logit | of 4",
         [
             [
                 _name(row),
                 _cell(row["scores"][axis]),
+                ", ".join(f"{v:.2f}" for v in row["by_seed"][axis]),
                 _cell(row["ahead"]),
                 on_some(row),
                 *(_cell(row["scores"].get(name)) for name in names),
@@ -127,21 +142,29 @@ def _by_scheme(rows: Sequence[dict[str, Any]], axis: str) -> str:
 
 def _learned(rows: Sequence[dict[str, Any]]) -> str:
     return _table(
-        "U learned | scheme | purity | cond(U) | effective rank of the features | "
-        "largest logit error | changed",
+        "U learned | scheme | purity | seconds | cond(U) | effective rank of the "
+        "features, eigenvalues above 1 % | largest logit error | changed | of clips",
         [
             [
                 row["variant"],
                 _words(row["scheme"]),
                 " to ".join(f"{p:.3f}" for p in row["purity"]),
+                ", ".join(f"{s:.0f}" for s in row["seconds"]),
                 ", ".join(f"{c:.0f}" for c in row["condition_number"]),
-                "; ".join(str(r).partition(",")[0] for r in row["rank"]),
+                "; ".join(_short(r) for r in row["rank"]),
                 f"{row['max_abs_logit_error']:.1e}",
                 str(row["changed_predictions"]),
+                f"{row['audited_clips']:,}",
             ]
             for row in rows
         ],
     )
+
+
+def _short(rank: str) -> str:
+    """Of "2.1, 4 eigenvalues above 1 % of the largest" the two numbers."""
+    ratio, _, large = rank.partition(", ")
+    return f"{ratio}, {large.split()[0]}" if large else ratio
 
 
 def _areas(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -157,7 +180,8 @@ def _areas(rows: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(cells)
     return [
         "Areas below the probability while the hottest is silenced first (small is "
-        "good) and heard first (large is good); p against cells in random order:",
+        "good) and heard first (large is good); p against random order, of cells for "
+        "heatmaps and of regions for regions:",
         _table("heat of | kind | deletion | p | insertion | p", lines),
     ]
 
@@ -179,20 +203,58 @@ def _hidden(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _alike(rows: Sequence[dict[str, Any]]) -> str:
     def word(value: float | None) -> str:
-        return "" if value is None else f"{value:.2f}"
+        return "–" if value is None else f"{value:.2f}"
+
+    def beside(row: dict[str, Any], kind: str) -> str:
+        chance = (row[f"{kind}, any clips"], row[f"{kind}, same class"])
+        return f"{word(row[kind])} ({', '.join(map(word, chance))})"
 
     return _table(
-        "prototypes of | pairs of one class | alike in time | in frequency",
+        "prototypes of | pairs of one class (any clips) | alike in time (any clips, "
+        "of the class) | in frequency (any clips, of the class)",
         [
             [
                 row["method"],
-                f"{word(row['same_class'])} (chance {row['chance']:.2f})",
-                word(row["time"]),
-                word(row["frequency"]),
+                f"{word(row['same_class'])} ({row['chance']:.2f})",
+                beside(row, "time"),
+                beside(row, "frequency"),
             ]
             for row in rows
         ],
     )
+
+
+def _twice(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Nothing where U was learned once."""
+    if not rows:
+        return []
+
+    def both(values: Sequence[Sequence[float]], form: str) -> str:
+        return ", ".join(
+            f"{one:{form}} / {other:{form}}" for one, other in zip(*values, strict=True)
+        )
+
+    lines = [
+        [
+            f"{row['method']}, {one['evidence']}, {one['locate']}",
+            both(one["hits"], ".2f"),
+            both(row["purity"], ".3f"),
+            both(row["condition_number"], ".0f"),
+        ]
+        for row in rows
+        for one in row["rows"]
+    ]
+    return [
+        "The same network and clips, U learned with one seed and with another, a pair "
+        "for each network:",
+        _table("U learned | hit | purity | cond(U)", lines),
+    ]
+
+
+def _weak(accuracy: Sequence[float]) -> str:
+    weak = sum(one < LEAST_ACCURACY for one in accuracy)
+    few = f", **{weak} of {len(accuracy)} below {LEAST_ACCURACY}**: what follows "
+    return few + "explains a weak classifier there" if weak else ""
 
 
 def _stays(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -201,27 +263,37 @@ def _stays(rows: Sequence[dict[str, Any]]) -> list[str]:
         return []
     ways = list(dict.fromkeys(map(_name, rows)))
     parts = [
-        "The top channel after a change: how often it is the same one, intersection "
-        "over union of its region with that before, share of its prototypes that stay:"
+        "The top channel after a change: how often it is the same one; rank "
+        "correlation of all channels' contributions; intersection over union of its "
+        "region with that before; share of its prototypes that stay. Of random weights "
+        "the region "
+        "counts alone, since U and prototypes stay those of the trained network:"
     ]
-    lines = []
+    chance = {_name(row): row["region by chance"] for row in rows}
+    lines = [
+        ["any region"] + [f"–; –; {chance[w]:.2f}; –" for w in ways],
+    ]
     for change in dict.fromkeys(row["change"] for row in rows):
         cells = {_name(row): row for row in rows if row["change"] == change}
         lines.append(
             [
                 change,
-                *(
-                    ", ".join(
-                        f"{cells[w][name]:.2f}"
-                        for name in ("same_channel", "region", "prototypes")
-                    )
-                    if w in cells
-                    else ""
-                    for w in ways
-                ),
+                *(_agreement(cells[w], change) if w in cells else "" for w in ways),
             ]
         )
     return [*parts, _table("change | " + " | ".join(ways), lines)]
+
+
+def _agreement(row: dict[str, Any], change: str) -> str:
+    """Four numbers; of other channels, and of other weights, not all mean anything."""
+    unsaid = {
+        "another seed": ("same_channel", "rank"),
+        "random weights": ("same_channel", "rank", "prototypes"),
+    }.get(change, ())
+    return "; ".join(
+        "–" if name in unsaid or row[name] is None else f"{row[name]:.2f}"
+        for name in ("same_channel", "rank", "region", "prototypes")
+    )
 
 
 def _axis(scheme: schemes.Scheme, axis: str) -> str | None:

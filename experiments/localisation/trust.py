@@ -33,10 +33,13 @@ from apex_jax import (
 )
 from apex_jax import bank as bank_lib
 from apex_jax import classifier as classifier_lib
-from experiments.localisation import explained, variants
+from experiments.localisation import explained, scoring, variants
 
 RAW = "raw channels"
-CLASS, BY_CHANCE = "all channels", "clips at random"
+CLASS = "all channels"
+RANDOM_DRAWS = 5  # of random heat a clip, of whose areas the mean counts
+# What prototypes are set against: clips drawn among all, or among those of the class.
+CHANCE = {"any clips": False, "same class": True}
 
 # A method, what finds its place, and the kind of heat.
 Heat = tuple[str, str, str]
@@ -60,18 +63,22 @@ def faithful(
     *,
     seed: int,
     steps: int,
+    lime: Sequence[np.ndarray] = (),
     on_progress: progress.OnProgress,
 ) -> list[dict[str, Any]]:
     """Areas of insertion and deletion, one a clip, by method and kind of heat.
 
-    Evidence is contrastive.
+    Evidence is contrastive, of the methods without channels too. Of each there are a
+    heatmap and the scheme's regions by rank; only heat of one kind compares.
 
     Args:
       explainers: by name, of one classifier and scheme.
       clips: to explain.
       target: the class whose probability is watched.
-      seed: of the random order of cells.
+      seed: of the random order of cells, and of what is equally hot.
       steps: of the curves.
+      lime: LIME's heatmaps `[F_in, T_in]` of the first clips, in order. It has rows
+        where that is all of them.
       on_progress: told of each clip.
     """
     first = next(iter(explainers.values()))
@@ -82,28 +89,48 @@ def faithful(
         seen = first.occluded(first.look(clip.path, offset_s=clip.offset_s))
         assert seen.spectrogram is not None
         key = jax.random.fold_in(jax.random.key(seed), number)
-        by_gradient = attribution.grad_cam(
-            first, clip.path, offset_s=clip.offset_s, target=target
-        )
-        heats: dict[Heat, np.ndarray] = {
-            ("random", "", "heatmap"): faithfulness.random_heat(key, grid),
-            ("random", "", "regions"): faithfulness.random_heat(
-                key, grid, first.scheme
-            ),
-            ("Grad-CAM", "map", "heatmap"): by_gradient.channels[0].heatmap,
-            (CLASS, "occlusion", "heatmap"): _of_class(first, seen, target),
-        }
+        drawing, of_equal = jax.random.split(key)
+        # By kind several of random heat, one of all others.
+        heats: dict[Heat, list[np.ndarray]] = {}
+        for draw in jax.random.split(drawing, RANDOM_DRAWS):
+            by_kind = {
+                "heatmap": faithfulness.random_heat(draw, grid),
+                "regions": faithfulness.random_heat(draw, grid, first.scheme),
+            }
+            for kind, heat in by_kind.items():
+                heats.setdefault(("random", "", kind), []).append(heat)
+        one_each = _without_channels(first, seen, target)
+        if len(lime) >= len(clips):
+            cells = attribution.cell_means(jnp.asarray(lime[number]), grid)
+            one_each["LIME", "", "heatmap"] = lime[number]
+            one_each["LIME", "", "regions"] = faithfulness.region_heat_of_cells(
+                first.scheme, cells, grid
+            )
         for name, transform in with_raw(explainers).items():
             for locate in get_args(settings.Location):
                 regions, heatmap = _heats(first, transform, seen, target, locate)
-                heats[name, locate, "regions"] = regions
-                heats[name, locate, "heatmap"] = heatmap
-        for which, heat in heats.items():
-            found = faithfulness.curves(
-                classifier, front_end, seen.spectrogram, heat, target, steps=steps
-            )
+                one_each[name, locate, "regions"] = regions
+                one_each[name, locate, "heatmap"] = heatmap
+        heats |= {which: [heat] for which, heat in one_each.items()}
+        for which, several in heats.items():
+            found = [
+                faithfulness.curves(
+                    classifier,
+                    front_end,
+                    seen.spectrogram,
+                    heat,
+                    target,
+                    steps=steps,
+                    key=of_equal,
+                    grid=grid,
+                )
+                for heat in several
+            ]
             areas.setdefault(which, []).append(
-                (found.deletion_area, found.insertion_area)
+                (
+                    float(np.mean([one.deletion_area for one in found])),
+                    float(np.mean([one.insertion_area for one in found])),
+                )
             )
         on_progress(1)
     return [
@@ -118,14 +145,32 @@ def faithful(
     ]
 
 
-def _of_class(explainer: explain.Explainer, seen: look.Look, target: int) -> np.ndarray:
-    """What silencing each region takes from the class's lead, as heat."""
-    classifier = explainer.classifier
+def _without_channels(
+    explainer: explain.Explainer, seen: look.Look, target: int
+) -> dict[Heat, np.ndarray]:
+    """What all channels together say of a class's lead: CAM, Grad-CAM, occlusion.
+
+    Regions are ranked by what `scoring` finds the method's location in, so that the
+    hottest is the one that pointing and masking look at.
+    """
+    classifier, scheme, grid = explainer.classifier, explainer.scheme, explainer.grid()
     head = evidence.head_of(classifier.head, classifier.activation, "contrastive")
-    cells = np.asarray(seen.effects[explainer.scheme].cells) @ np.asarray(
-        head.weight[target]
-    )
-    return np.asarray(explainer.grid().upsample(jax.nn.relu(jnp.asarray(cells))))
+    maps = jnp.asarray(seen.views.cells)
+    effects = jnp.asarray(seen.effects[scheme].cells)
+    weight = head.weight[target]
+    by_gradient, _ = attribution.grad_cam_cells(head, maps, jnp.int32(target))
+    cells_of = {
+        ("CAM", "map"): jnp.matmul(maps, weight, precision="highest"),
+        ("Grad-CAM", "map"): by_gradient,
+        (CLASS, "occlusion"): jnp.matmul(effects, weight, precision="highest"),
+    }
+    heats: dict[Heat, np.ndarray] = {}
+    for (name, locate), cells in cells_of.items():
+        heats[name, locate, "regions"] = faithfulness.region_heat_of_cells(
+            scheme, cells, grid
+        )
+        heats[name, locate, "heatmap"] = np.asarray(grid.upsample(jax.nn.relu(cells)))
+    return heats
 
 
 def _heats(
@@ -158,11 +203,12 @@ def masked(
     transforms: Mapping[str, disentangle.Transform],
     scheme: schemes.Scheme,
 ) -> list[dict[str, Any]]:
-    """What silencing the top channel's region takes from the probability, and others.
+    """What silencing a method's region takes from the probability, and other regions.
 
     The masking study (method, section 8) with every other region in the place of random
     ones: the network without a region is the head on the pooled vector less the
-    region's effect, so all of it is known.
+    region's effect, so all of it is known. Of a transform the region is its top
+    channel's; what points nowhere has nothing silenced.
 
     Args:
       of: the classifier and its clips.
@@ -184,35 +230,61 @@ def masked(
 
     none = probability(pooled)
     lost = none[:, None] - probability(pooled[:, None] - every)
-    found = []
+    where = _whole(of, scheme)
     for name, transform in transforms.items():
-        for kind, locate in variants.WAYS:
-            locations, _ = of.located(transform, scheme, kind, locate)
-            row, column = np.where(locations == schemes.ALL, 0, locations).T
-            own = np.arange(lost.shape[1]) == (row * columns + column)[:, None]
-            others = lost[~own].reshape(len(lost), -1)
-            found.append(
-                {
-                    "method": name,
-                    "evidence": kind,
-                    "locate": locate,
-                    "own": np.round(lost[own], 6).tolist(),
-                    "random": np.round(others.mean(axis=1), 6).tolist(),
-                    "p": significance.p_value(
-                        lambda kept: float(np.mean(kept)),
-                        lost[own][:, None],
-                        others.T[:, :, None],
-                        own_share=1 / lost.shape[1],
-                    ),
-                }
-            )
+        for way in variants.WAYS:
+            where[name, way] = of.located(transform, scheme, *way)
+    found = []
+    for (name, (kind, locate)), (locations, there) in where.items():
+        first = locations[:, 0]
+        row, column = np.where(first == schemes.ALL, 0, first).T
+        is_own = np.arange(lost.shape[1]) == (row * columns + column)[:, None]
+        own = np.where(there[:, 0], lost[is_own], 0.0)
+        others = lost[~is_own].reshape(len(lost), -1)
+        found.append(
+            {
+                "method": name,
+                "evidence": kind,
+                "locate": locate,
+                "own": np.round(own, 6).tolist(),
+                "random": np.round(others.mean(axis=1), 6).tolist(),
+                "p": significance.p_value(
+                    lambda kept: float(np.mean(kept)),
+                    own[:, None],
+                    others.T[:, :, None],
+                    own_share=1 / lost.shape[1],
+                ),
+            }
+        )
     return found
+
+
+def _whole(
+    of: explained.Explained, scheme: schemes.Scheme
+) -> dict[tuple[str, variants.Way], scoring.Where]:
+    """Where CAM, Grad-CAM and occlusion of the class point, contrastive all of them."""
+
+    def found(finder: Any, locate: settings.Location) -> scoring.Where:
+        views = of.views(scheme, locate)
+        return finder(
+            of.classifier, views, explained.PLANTED, scheme, kind="contrastive"
+        )
+
+    return {
+        ("CAM", ("contrastive", "map")): found(scoring.whole, "map"),
+        ("Grad-CAM", ("contrastive", "map")): found(scoring.grad_cam, "map"),
+        (CLASS, ("contrastive", "occlusion")): found(scoring.whole, "occlusion"),
+    }
 
 
 def consistent(
     explainers: Mapping[str, explain.Explainer], cached: cache.Cached
 ) -> list[dict[str, Any]]:
-    """How alike the prototypes of each channel are, before and after U.
+    """How alike the prototypes of each channel are, before and after U, and by chance.
+
+    By chance is with random clips in the prototypes' place (`CHANCE`), seen through the
+    same channels: how alike clips look depends on U. Prototypes that are no more alike
+    than any clips of their class have nothing but the class in common.
 
     Args:
       explainers: by name, of one classifier and scheme.
@@ -225,31 +297,40 @@ def consistent(
     pairs = {RAW: (first, first.raw)} | {
         name: (explainer, explainer.positive) for name, explainer in explainers.items()
     }
-    transforms = with_raw(explainers)
-    banks = {}
-    for name, (explainer, bank) in pairs.items():
+    for name, transform in with_raw(explainers).items():
+        explainer, bank = pairs[name]
         # A saved explainer holds only the clips that its banks point to.
         where = np.array([place[clip.id] for clip in explainer.clips])
-        banks[name] = bank_at(bank, where)
-    # What clips taken at random have in common, on the network's own channels.
-    transforms[BY_CHANCE], shape = transforms[RAW], np.shape(banks[RAW].clip)
-    drawn = np.random.default_rng(0).integers(len(cached.clips), size=shape)
-    banks[BY_CHANCE] = dataclasses.replace(banks[RAW], clip=drawn)
-    for name, transform in transforms.items():
-        measured = consistency.measure(
-            transform, banks[name], cached.features.views, cached.clips
-        )
+        bank = bank_at(bank, where)
+        banks = {"": bank} | {
+            f", {level}": consistency.by_chance(
+                bank, cached.clips, same_class=same_class
+            )
+            for level, same_class in CHANCE.items()
+        }
+        measured = {
+            level: consistency.measure(
+                transform, one, cached.features.views, cached.clips
+            )
+            for level, one in banks.items()
+        }
         found.append(
             {
                 "method": name,
-                "chance": measured.chance,
+                "chance": measured[""].chance,
+                "same_class": _rounded(measured[""].same_class),
                 **{
-                    kind: np.round(getattr(measured, kind), 4).tolist()
-                    for kind in ("same_class", "time", "frequency")
+                    f"{kind}{level}": _rounded(getattr(one, kind))
+                    for level, one in measured.items()
+                    for kind in ("time", "frequency")
                 },
             }
         )
     return found
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return np.round(values, 4).tolist()
 
 
 def bank_at(bank: bank_lib.Bank, where: np.ndarray) -> bank_lib.Bank:

@@ -146,7 +146,7 @@ def _learned(
     import numpy as np
 
     from apex_jax import compilation, disentangle, fit
-    from experiments.localisation import variants
+    from experiments.localisation import scoring, variants
 
     seconds: list[float] = []
     start, compiled = time.perf_counter(), compilation.clock.seconds
@@ -169,7 +169,9 @@ def _learned(
     except disentangle.InvarianceError as error:
         return {"failed": str(error)}
     transform, way = found.explainer.transform, variants.WAYS[-1]
-    scores = of.pointing(transform, scheme, *way)
+    pointing = of.channels(transform, scheme, *way)
+    scores = scoring.scored(of.grid, scheme, pointing.where, of.boxes)
+    scores |= pointing.shares()
     return {
         "seconds": seconds,
         "round_epochs": found.history.round_epochs,
@@ -178,8 +180,9 @@ def _learned(
         "hit": float(np.mean(scores[axis])),
         "best of 4": float(np.mean(scores[f"{axis}, best"])),
         "share": float(np.mean(scores["share"])),
-        "share of 4": float(np.mean(scores["share, best"])),
-        "top channels": len(np.unique(of.channels(transform, scheme, *way).top[:, 0])),
+        "share of all": float(np.mean(scores["share of all"])),
+        "share of all of 4": float(np.mean(scores["share of all, best"])),
+        "top channels": len(np.unique(pointing.top[:, 0])),
     }
 
 
@@ -197,20 +200,22 @@ def _line(row: dict[str, Any]) -> str:
 def markdown(summary: dict[str, Any]) -> str:
     """A line a setting."""
     lines = [
-        "| setting | seconds | purity | cond(U) | hit | best of 4 | top's evidence "
-        "| of 4 | different top channels |",
-        "|" + " --- |" * 9,
+        "| setting | seconds | purity | cond(U) | hit | best of 4 | top's share of the "
+        "positive evidence | of all that moves the logit | of 4 | different top "
+        "channels |",
+        "|" + " --- |" * 10,
     ]
     for row in summary["settings"]:
         if "failed" in row:
-            lines.append(f"| {row['name']} | failed |" + " |" * 7)
+            lines.append(f"| {row['name']} | failed |" + " |" * 8)
             continue
         purity = f"{row['round_purity'][0]:.3f} to {row['round_purity'][-1]:.3f}"
         condition = f"{row['condition_number']:.0f}"
         lines.append(
             f"| {row['name']} | {row['seconds'][-1]:.1f} | {purity} | {condition} | "
             f"{row['hit']:.2f} | {row['best of 4']:.2f} | {row['share']:.2f} | "
-            f"{row['share of 4']:.2f} | {row['top channels']} |"
+            f"{row['share of all']:.2f} | {row['share of all of 4']:.2f} | "
+            f"{row['top channels']} |"
         )
     return "\n".join(lines) + "\n"
 

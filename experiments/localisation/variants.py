@@ -43,7 +43,8 @@ WAYS: tuple[Way, ...] = (
     ("contrastive", "occlusion"),
 )
 
-# In the picture of regions, beside CAM.
+# In the picture of regions, beside CAM, and under all schemes; the others under the one
+# that fits the event.
 SHOWN: tuple[Name, ...] = ("paper", "concentrated")
 
 
