@@ -175,7 +175,7 @@ def test_the_page_says_what_was_found(result):
     for words in (
         "Predicted: robin , 87.6 %",
         "Why “ robin ”? APEX, square",
-        "87 % of the evidence for robin",
+        "87 % of the positive evidence for robin",
         "Channel 3",
         "to the score of robin , which is 2.5",
         "counts as nothing here",
@@ -472,7 +472,7 @@ def test_contrastive_evidence_by_occlusion_is_said_to_be_so(result):
     page = Page(report.html(found))
     for words in (
         "adds to the lead of robin over the other classes, which is 2.85",
-        "87 % of the evidence for robin against the other classes. Regions are those",
+        "87 % of the positive evidence for robin against the other classes. Regions",
         "its score less the mean of the other classes'",
         "the part of the sound that, silenced, takes most from the channel.",
         "Hangs on",
