@@ -233,17 +233,16 @@ def test_the_hottest_regions_of_what_has_no_channels(scheme, rng):
     for one, target, where in zip(maps, targets, found, strict=True):
         heat = one @ weight[target]
         rows, columns = heat.mean(axis=1), heat.mean(axis=0)
+        places = GRID.locations(scheme)
+        row, column = places.T
         values = {
-            "square": lambda r, c: heat[r, c],  # noqa: B023
-            "time": lambda r, c: columns[c],  # noqa: B023
-            "frequency": lambda r, c: rows[r],  # noqa: B023
-            "time_frequency": lambda r, c: rows[r] + columns[c],  # noqa: B023
+            "square": heat[row, column],
+            "time": columns[column],
+            "frequency": rows[row],
+            "time_frequency": rows[row] + columns[column],
         }[scheme]
-        every = sorted(
-            map(tuple, GRID.locations(scheme).tolist()),
-            key=lambda place: -values(*place),
-        )
-        assert [tuple(place) for place in where.tolist()] == every[:4]
+        hottest = places[np.argsort(-values)][:4]
+        assert where.tolist() == hottest.tolist()
 
 
 def test_a_channel_that_is_noise_points_as_chance_does(rng):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apex_jax import schemes
-from experiments.localisation import summary
+from experiments.localisation import stable, summary
 
 LEAST_ACCURACY = 0.95
 
@@ -287,8 +287,8 @@ def _stays(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _agreement(row: dict[str, Any], change: str) -> str:
     """Four numbers; of other channels, and of other weights, not all mean anything."""
     unsaid = {
-        "another seed": ("same_channel", "rank"),
-        "random weights": ("same_channel", "rank", "prototypes"),
+        stable.SEED: ("same_channel", "rank"),
+        stable.RANDOM: ("same_channel", "rank", "prototypes"),
     }.get(change, ())
     return "; ".join(
         "–" if name in unsaid or row[name] is None else f"{row[name]:.2f}"
