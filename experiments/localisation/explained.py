@@ -44,7 +44,7 @@ class Explained:
       config: of the experiment, with this seed.
       folder: of this event and seed.
       event: what is planted.
-      problem: what the network was trained on.
+      problem: what U is learned on: the first of the network's training clips.
       model: the network.
       clips: test clips with the event in which it was found.
       maps: their feature maps, `[clip, F, T, chan]`.
@@ -211,7 +211,12 @@ def made(
         config=config,
         folder=folder,
         event=event,
-        problem=problem,
+        problem=dataclasses.replace(
+            problem,
+            splits=problem.splits._replace(
+                train=problem.splits.train[: config.explain_clips]
+            ),
+        ),
         model=model,
         clips=clips,
         maps=maps,
@@ -290,7 +295,9 @@ def reopened(folder: Path, mesh: jax.sharding.Mesh) -> Explained:
       FileNotFoundError: there is no corpus, or no network.
     """
     corpus, about = corpus_lib.read(folder / "corpus"), corpus_lib.about(folder)
-    config, event = options.Config(seed=about["seed"]), about["event"]
+    finished = runs.read_json(folder / "scores.json")["settings"]
+    config = options.Config(seed=about["seed"], explain_clips=finished["explain_clips"])
+    event = about["event"]
     problem = problem_of(corpus, config, event, mesh, data.SkipLog())
     model, _ = checkpoint.load_classifier(folder / "classifier")
     scheme, _ = plants.FITS[event]

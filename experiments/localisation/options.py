@@ -56,8 +56,10 @@ class Config(options.Common):
     click; a real sound over another. A seed has one band."""
     seeds: int = 3
     """Corpora, trainings and optimisations of each event, from --seed on."""
-    clips: tuple[int, int, int] = (800, 160, 240)
+    clips: tuple[int, int, int] = (2400, 160, 240)
     """To train, validate and test on; every other one has an event."""
+    explain_clips: int = 800
+    """Of the training clips so many at most, the first, on which U is learned."""
     variants: tuple[variants.Name, ...] = get_args(variants.Name)
     """Ways to learn U."""
     lime_clips: int = 40
@@ -90,6 +92,7 @@ class Config(options.Common):
         """Raises ValueError for what cannot work before any work is done."""
         super().check()
         self.check_least(seeds=1, lime_clips=0, lime_samples=2, patch_size=1)
+        self.check_least(explain_clips=2)
         self.check_least(faithful_clips=0, stable_clips=0, curve_steps=1)
         if min(self.clips) < 2:
             raise ValueError(f"--clips must be at least 2 each; got {self.clips}")

@@ -277,10 +277,15 @@ def _learned(
 def _again(
     of: explained.Explained, scheme: schemes.Scheme
 ) -> tuple[list[dict[str, Any]], dict[str, explain.Explainer]]:
-    """The same with another seed of the optimisation alone: hits, how U came out."""
+    """The same with another seed of the optimisation alone: hits, how U came out.
+
+    Of the ways to learn U that are shown in full.
+    """
     found: list[dict[str, Any]] = []
     explainers: dict[str, explain.Explainer] = {}
     for variant in of.config.variants:
+        if variant not in variants.SHOWN:
+            continue
         folder = of.folder / "again" / variant
         seed = of.config.seed + OTHER_SEED
         learned, own = of.learn(variant, scheme, seed=seed, folder=folder)

@@ -251,15 +251,17 @@ def _again(
 
 
 def _stable(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Mean over clips and seeds; None where it can be said of no clip."""
+    """Of each agreement the interval; None where it can be said of no clip."""
     found = []
     for row in parts[0]:
         names = ("method", "evidence", "locate", "change")
         own: dict[str, Any] = {name: row[name] for name in names}
         for name in AGREEMENTS:
-            same = _same(row, parts)
-            values = [v for one in same for v in one[name] if v is not None]
-            own[name] = float(np.mean(values)) if values else None
+            known = [
+                [v for v in one[name] if v is not None] for one in _same(row, parts)
+            ]
+            known = [values for values in known if values]
+            own[name] = interval(known) if known else None
         found.append(own)
     return found
 

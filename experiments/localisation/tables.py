@@ -258,42 +258,36 @@ def _weak(accuracy: Sequence[float]) -> str:
 
 
 def _stays(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A line a disturbance, its cells the ways to learn U; nothing without clips."""
+    """A line a change and a way to learn U; nothing without clips."""
     if not rows:
         return []
-    ways = list(dict.fromkeys(map(_name, rows)))
-    parts = [
+    changes = list(dict.fromkeys(row["change"] for row in rows))
+    return [
         "The top channel after a change: how often it is the same one; rank "
         "correlation of all channels' contributions; intersection over union of its "
-        "region with that before; share of its prototypes that stay. Of random weights "
-        "the region "
-        "counts alone, since U and prototypes stay those of the trained network:"
-    ]
-    chance = {_name(row): row["region by chance"] for row in rows}
-    lines = [
-        ["any region"] + [f"–; –; {chance[w]:.2f}; –" for w in ways],
-    ]
-    for change in dict.fromkeys(row["change"] for row in rows):
-        cells = {_name(row): row for row in rows if row["change"] == change}
-        lines.append(
+        "region with that before, and what any region's is; share of its prototypes "
+        "that stay. Of random weights the region counts alone, since U and prototypes "
+        "stay those of the trained network:",
+        _table(
+            "change | U | same channel | rank | region | any region | prototypes",
             [
-                change,
-                *(_agreement(cells[w], change) if w in cells else "" for w in ways),
-            ]
-        )
-    return [*parts, _table("change | " + " | ".join(ways), lines)]
+                [change, _name(row), *_agreement(row)]
+                for change in changes
+                for row in rows
+                if row["change"] == change
+            ],
+        ),
+    ]
 
 
-def _agreement(row: dict[str, Any], change: str) -> str:
-    """Four numbers; of other channels, and of other weights, not all mean anything."""
+def _agreement(row: dict[str, Any]) -> list[str]:
+    """Of other channels, and of other weights, not all numbers mean anything."""
     unsaid = {
         stable.SEED: ("same_channel", "rank"),
         stable.RANDOM: ("same_channel", "rank", "prototypes"),
-    }.get(change, ())
-    return "; ".join(
-        "–" if name in unsaid or row[name] is None else f"{row[name]:.2f}"
-        for name in ("same_channel", "rank", "region", "prototypes")
-    )
+    }.get(row["change"], ())
+    names = ("same_channel", "rank", "region", "region by chance", "prototypes")
+    return ["–" if name in unsaid else _cell(row[name]) or "–" for name in names]
 
 
 def _axis(scheme: schemes.Scheme, axis: str) -> str | None:
