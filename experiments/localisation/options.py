@@ -74,7 +74,7 @@ class Config(options.Common):
     """Test clips that are disturbed: noise, speed, pitch, encoding."""
     patch_size: int = 2
     """Of the ConvNeXt's stem: half the published one, for cells of half the size."""
-    train: settings.Training = settings.Training(epochs=10)
+    train: settings.Training = settings.Training(epochs=3)
     """Training of the classifier."""
     # What all experiments share but this one has no use for, and so does not take.
     scheme: tyro.conf.Suppress[options.Scheme] = "frequency"

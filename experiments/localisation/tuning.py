@@ -35,6 +35,7 @@ OPTIMISER: dict[str, dict[str, Any]] = {
     "2048 pairs a step": {"batch_size": 2048},
     "5 prototypes from the start": {"prototypes_start": 5},
     "20 falling to 5": {"prototypes_start": 20},
+    "5 prototypes, 120 epochs": {"prototypes_start": 5, "epochs": 120},
     "5 prototypes, 200 epochs": {"prototypes_start": 5, "epochs": 200},
     "60 epochs": {"epochs": 60},
     "Muon, rate 1e-3": {"algorithm": "muon"},
@@ -47,21 +48,23 @@ OPTIMISER: dict[str, dict[str, Any]] = {
     },
 }
 _WHITENED: dict[str, Any] = {"precondition": "whiten", "precondition_eps": 0.1}
-_TURNED: dict[str, Any] = {**_WHITENED, "transform": "orthogonal"}
+_TURNED: dict[str, Any] = {"transform": "orthogonal"}
 COORDINATES: dict[str, dict[str, Any]] = {
     "paper: as they are": {},
+    "centred": {"precondition": "centre"},
     "whitened, eps 1": {"precondition": "whiten", "precondition_eps": 1.0},
     "whitened, eps 0.1": _WHITENED,
     "whitened, eps 0.01": {"precondition": "whiten", "precondition_eps": 0.01},
-    "whitened, orthogonal": _TURNED,
+    "orthogonal": _TURNED,
+    "whitened, orthogonal": {**_WHITENED, **_TURNED},
     **{
         f"{name}, conc. {weight:g}": {**common, "concentration": weight}
         for name, common in (
             ("as they are", {}),
             ("whitened", _WHITENED),
-            ("whitened, orthogonal", _TURNED),
+            ("orthogonal", _TURNED),
         )
-        for weight in (0.003, 0.01, 0.03, 0.1, 0.3)
+        for weight in (0.01, 0.03, 0.1, 0.3)
     },
 }
 CHANGES = {"optimiser": OPTIMISER, "coordinates": COORDINATES}
