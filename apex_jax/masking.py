@@ -38,6 +38,8 @@ from apex_jax import evidence as evidence_lib
 from apex_jax import explainer as explainer_lib
 from apex_jax import mesh as mesh_lib
 
+BLUR = 0.25  # sigma of a mask's soft edge, in cells
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
@@ -158,7 +160,7 @@ def masked_logits(
             return schemes.locate(scheme, views, transform.matrix[jnp.argmax(share)])
 
         def logits_without(location):
-            mask = occlusion.masks(grid, scheme, location)
+            mask = occlusion.masks(grid, scheme, location, blur=BLUR)
             return classifier(occlusion.attenuate(front_end, spectrogram, mask))[1]
 
         def random_draw(draw):
@@ -338,7 +340,7 @@ def hide(
         jax.random.split(key, draws)
     )
     locations = jnp.concatenate([own[None], random])
-    masks = occlusion.masks(grid, scheme, locations)
+    masks = occlusion.masks(grid, scheme, locations, blur=BLUR)
     copies = jnp.broadcast_to(jnp.asarray(seen.spectrogram), masks.shape)
     left = list(np.asarray(occlusion.attenuate(front_end, copies, masks)))
     probability: list[float] = []

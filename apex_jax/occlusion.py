@@ -21,7 +21,6 @@ from jaxtyping import Array, Float, Int
 from apex_jax import audio, disentangle, look, schemes
 from apex_jax import classifier as classifier_lib
 
-BLUR = 0.25  # sigma of a mask's soft edge, in cells
 # An effect smaller than this share of the pooled vector is rounding, and none.
 NOTHING = 1e-5
 
@@ -43,10 +42,23 @@ def attenuate(
 
 
 def masks(
-    grid: schemes.Grid, scheme: schemes.Scheme, locations: Int[Array, "region 2"]
+    grid: schemes.Grid,
+    scheme: schemes.Scheme,
+    locations: Int[Array, "region 2"],
+    *,
+    blur: float = 0.0,
 ) -> Float[Array, "region freq time"]:
-    """What silences the regions at some locations, soft at the edges."""
-    return jax.vmap(functools.partial(grid.mask, scheme, blur=BLUR))(locations)
+    """What silences the regions at some locations.
+
+    Args:
+      grid: how maps lie on spectrograms.
+      scheme: decides the regions.
+      locations: from `schemes.locate`.
+      blur: sigma of their edges, in cells. Where regions are compared it has to be 0:
+        spectrograms are in decibels, so a fifth of the way to silence is gone for the
+        ear, and a soft mask silences what lies beside it too.
+    """
+    return jax.vmap(functools.partial(grid.mask, scheme, blur=blur))(locations)
 
 
 def effects(

@@ -15,11 +15,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What one worker or one command has compiled, the others load: a folder of this run,
 # made by the process that starts the workers, and not the user's own. Several runs in a
 # row may share one that is not removed, TESTS_COMPILED_DIR.
-_SHARED = os.environ.get("TESTS_COMPILED_DIR")
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _SHARED or tempfile.mkdtemp(
-        prefix="apex-compiled-"
-    )
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+        "TESTS_COMPILED_DIR"
+    ) or tempfile.mkdtemp(prefix="apex-compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
@@ -30,8 +29,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_unconfigure():
-    if "PYTEST_XDIST_WORKER" not in os.environ and not _SHARED:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    shared = folder == os.environ.get("TESTS_COMPILED_DIR")
+    if "PYTEST_XDIST_WORKER" not in os.environ and not shared:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)

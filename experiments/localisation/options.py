@@ -62,7 +62,7 @@ class Config(options.Common):
     """Of the training clips so many at most, the first, on which U is learned."""
     variants: tuple[variants.Name, ...] = get_args(variants.Name)
     """Ways to learn U."""
-    lime_clips: int = 40
+    lime_clips: int = 20
     """Test clips that LIME explains; it is slow."""
     lime_samples: int = 500
     """Silenced copies of each that it asks about."""

@@ -9,6 +9,7 @@ from apex_jax import settings
 
 Name = Literal[
     "paper",
+    "few-prototypes",
     "centred",
     "whitened",
     "orthogonal",
@@ -19,6 +20,7 @@ Name = Literal[
 # What differs from the paper's settings.
 CHANGES: dict[Name, dict[str, Any]] = {
     "paper": {},
+    "few-prototypes": {"prototypes_start": 5, "epochs": 120},
     "centred": {"precondition": "centre"},
     "whitened": {"precondition": "whiten", "precondition_eps": 0.1},
     "orthogonal": {
