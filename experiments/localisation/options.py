@@ -56,7 +56,7 @@ class Config(options.Common):
     click; a real sound over another. A seed has one band."""
     seeds: int = 3
     """Corpora, trainings and optimisations of each event, from --seed on."""
-    clips: tuple[int, int, int] = (2400, 160, 240)
+    clips: tuple[int, int, int] = (4000, 160, 240)
     """To train, validate and test on; every other one has an event."""
     explain_clips: int = 800
     """Of the training clips so many at most, the first, on which U is learned."""
