@@ -45,7 +45,7 @@ def save(
     Raises:
       ValueError: one is there already and `overwrite` is off.
     """
-    target = Path(directory).expanduser()
+    target = Path(os.path.expanduser(directory))
     if (target / JSON).exists() and not overwrite:
         raise ValueError(f"{target / JSON} exists; overwrite=True replaces it")
     target.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def load(directory: str | os.PathLike[str]) -> explanation.Explanation:
       FileNotFoundError: there is no explanation in the folder.
       ValueError: it is damaged, or of another version.
     """
-    source = Path(directory).expanduser()
+    source = Path(os.path.expanduser(directory))
     if not (source / JSON).exists():
         raise FileNotFoundError(f"no {JSON} in {source}")
     try:

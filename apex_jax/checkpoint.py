@@ -64,7 +64,7 @@ def save(
     """
     from orbax.checkpoint import v1 as ocp
 
-    target = pathlib.Path(path).expanduser().absolute()
+    target = pathlib.Path(os.path.expanduser(path)).absolute()
     if target.exists() or target.is_symlink():
         if not overwrite:
             raise ValueError(
@@ -148,7 +148,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
 
 def _place(path: str | os.PathLike[str]) -> pathlib.Path:
     """Where a checkpoint lies."""
-    source = pathlib.Path(path).expanduser().absolute()
+    source = pathlib.Path(os.path.expanduser(path)).absolute()
     # Killed between the two renames of `_replace`.
     if not source.exists() and (new := source.with_name(f"{source.name}.new")).exists():
         return new

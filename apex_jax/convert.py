@@ -58,7 +58,7 @@ def load(
     """
     from apex_jax.models import convnext
 
-    model, class_names, _ = _load(pathlib.Path(source).expanduser())
+    model, class_names, _ = _load(pathlib.Path(os.path.expanduser(source)))
     if not isinstance(model, convnext.ConvNeXt):
         raise ValueError(
             f"source {source} is an AudioProtoPNet, whose prototypes are its own; APEX "
@@ -237,7 +237,7 @@ def main(config: Convert) -> str:
     from apex_jax import checkpoint
     from apex_jax.models import audioprotopnet, convnext_keys
 
-    model, names, dialect = _load(config.source.expanduser())
+    model, names, dialect = _load(pathlib.Path(os.path.expanduser(config.source)))
     prototypes = isinstance(model, audioprotopnet.AudioProtoPNet)
     if config.class_names is not None:
         names = _read_names(config.class_names)
@@ -275,7 +275,7 @@ def _front_end(asked: str) -> frontend.FrontEnd:
     """The front end of a name, or of a file that ends in .json."""
     if not asked.endswith(".json"):
         return frontend.FrontEnd.named(asked)
-    settings = _read_json(pathlib.Path(asked).expanduser())
+    settings = _read_json(pathlib.Path(os.path.expanduser(asked)))
     if not isinstance(settings, dict):
         raise ValueError(f"{asked} holds no named settings")
     return frontend.FrontEnd.from_dict(settings)

@@ -7,6 +7,7 @@ waveforms. Clips that come without splits are split by group, each class by its 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def read(
       ValueError: neither a folder nor a manifest, or wrong: which line and column,
         what came and what would be right.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     shares = Shares() if shares is None else shares
     shares.check()
     skip_log = data.SkipLog(strict=True) if skip_log is None else skip_log

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -367,7 +368,7 @@ def load(
     found: dict[Path, explain.Explainer] = {}
     networks: list[tuple[str, audio.FrontEnd]] = []
     for folder in folders:
-        run = folder.expanduser()
+        run = Path(os.path.expanduser(folder))
         if (run / "classifier").is_dir() and not (run / "apex").exists():
             raise ValueError(
                 f"{folder} is a run of apex-jax train; fit it first: apex-jax fit "

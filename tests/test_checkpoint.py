@@ -93,6 +93,10 @@ def test_failed_overwrite_keeps_the_old(tmp_path, tree):
 def test_what_is_no_checkpoint(tmp_path, tree, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         checkpoint.load(tmp_path / "nowhere", kind="thing")
+    with pytest.raises(
+        FileNotFoundError, match=r"no checkpoint at .*~nobody-of-this-name"
+    ):
+        checkpoint.load("~nobody-of-this-name/it", kind="thing")
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("words")
     for name in ("folder", "file"):

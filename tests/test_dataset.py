@@ -180,6 +180,8 @@ def test_all_files_missing(manifest):
 def test_neither_folder_nor_manifest(tmp_path):
     with pytest.raises(ValueError, match="none is not there; expected a folder"):
         dataset.read(tmp_path / "none")
+    with pytest.raises(ValueError, match="~nobody-of-this-name is not there"):
+        dataset.read("~nobody-of-this-name")
     (tmp_path / "a.txt").write_text("path,label\n")
     with pytest.raises(ValueError, match=r"a\.txt is no \.csv file; expected"):
         dataset.read(tmp_path / "a.txt")

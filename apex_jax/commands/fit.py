@@ -197,7 +197,7 @@ def _weights(config: options.Fit) -> Path:
 
 def _place(path: Path) -> Path:
     # Not `resolve`, which has no answer to links in a circle.
-    return Path(os.path.realpath(path.expanduser()))
+    return Path(os.path.realpath(os.path.expanduser(path)))
 
 
 def _network(weights: Path) -> tuple[convnext.ConvNeXt, dict[str, Any]]:
