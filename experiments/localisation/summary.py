@@ -25,7 +25,7 @@ IDENTITY = ("method", "variant", "scheme", "evidence", "locate", "heat", "change
 Interval = tuple[float, float, float]
 # The others are compared with it, clip by clip.
 REFERENCE = {
-    "method": "concentrated",
+    "method": "concentrated-few",
     "evidence": "contrastive",
     "locate": "occlusion",
 }

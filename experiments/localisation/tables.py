@@ -342,14 +342,14 @@ def terminal(results: dict[str, Any]) -> str:
     lines = []
     for event, found in results["events"].items():
         scheme, axis = found["fits"]
-        lines.append(f"\n{event}: pointing at it under {_words(scheme)}")
+        lines.append(
+            f"\n{event}: pointing at it under {_words(scheme)}, top and best of 4"
+        )
         for row in found["rows"]:
             if row["scheme"] == scheme:
                 s = row["scores"]
-                best = (
-                    f"   best of 4 {s[f'{axis}, best'][0]:.2f}" if "share" in s else ""
-                )
-                lines.append(f"  {_name(row):42} {_cell(s[axis])}{best}")
+                best = f"   of 4 {s[f'{axis}, best'][0]:.2f}" if "share" in s else ""
+                lines.append(f"  {_name(row):46} {_cell(s[axis])}{best}")
     return "\n".join(lines)
 
 

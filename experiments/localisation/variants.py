@@ -14,26 +14,23 @@ Name = Literal[
     "whitened",
     "orthogonal",
     "concentrated",
+    "concentrated-few",
     "concentrated-whitened",
 ]
 
+_FEW = {"prototypes_start": 5, "epochs": 120}
+_CONCENTRATED = {"concentration": 0.03}
+_WHITENED = {"precondition": "whiten", "precondition_eps": 0.1}
 # What differs from the paper's settings.
 CHANGES: dict[Name, dict[str, Any]] = {
     "paper": {},
-    "few-prototypes": {"prototypes_start": 5, "epochs": 120},
+    "few-prototypes": _FEW,
     "centred": {"precondition": "centre"},
-    "whitened": {"precondition": "whiten", "precondition_eps": 0.1},
-    "orthogonal": {
-        "precondition": "whiten",
-        "precondition_eps": 0.1,
-        "transform": "orthogonal",
-    },
-    "concentrated": {"concentration": 0.03},
-    "concentrated-whitened": {
-        "precondition": "whiten",
-        "precondition_eps": 0.1,
-        "concentration": 0.03,
-    },
+    "whitened": _WHITENED,
+    "orthogonal": {**_WHITENED, "transform": "orthogonal"},
+    "concentrated": _CONCENTRATED,
+    "concentrated-few": {**_CONCENTRATED, **_FEW},
+    "concentrated-whitened": {**_CONCENTRATED, **_WHITENED},
 }
 
 # What evidence counts towards, and what finds its place: as published, then one change
@@ -47,7 +44,7 @@ WAYS: tuple[Way, ...] = (
 
 # In the picture of regions, beside CAM, and under all schemes; the others under the one
 # that fits the event.
-SHOWN: tuple[Name, ...] = ("paper", "concentrated")
+SHOWN: tuple[Name, ...] = ("paper", "concentrated-few")
 
 
 def ways_of(name: str) -> tuple[Way, ...]:
