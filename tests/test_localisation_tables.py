@@ -103,7 +103,10 @@ def test_hits_are_compared_clip_by_clip():
 
 
 def test_all_events_at_a_glance():
-    """Only the scheme that fits, the axis that the event has, and blanks for no row."""
+    """Only the scheme that fits, the axis that the event has, and blanks for no row.
+
+    Of plain evidence only the channels as published and as they are.
+    """
 
     def row(method, scheme, hit, **way):
         scores = {"frequency": hit, "both": [0.9, 0.9, 0.9]}
@@ -111,6 +114,7 @@ def test_all_events_at_a_glance():
         return {"method": method, "scheme": scheme, "scores": scores, **way}
 
     way = {"evidence": "plain", "locate": "map"}
+    silence = {"evidence": "contrastive", "locate": "occlusion"}
     shown = tables._at_a_glance(
         {
             "band": {
@@ -118,7 +122,9 @@ def test_all_events_at_a_glance():
                 "rows": [
                     row("CAM", "frequency", [0.5, 0.4, 0.6]),
                     row("paper", "frequency", [0.1, 0.0, 0.2], **way),
+                    row("paper", "frequency", [0.3, 0.2, 0.4], **silence),
                     row("paper", "square", [1, 1, 1], **way),
+                    row("whitened", "frequency", [1, 1, 1], **way),
                 ],
             },
             "burst": {
@@ -127,7 +133,17 @@ def test_all_events_at_a_glance():
             },
         }
     )
-    assert "| CAM | 0.50 [0.40, 0.60] |  |" in shown[1]
-    assert "| paper, plain, map | 0.10 [0.00, 0.20] | 0.90 [0.90, 0.90] |" in shown[1]
-    assert "| paper, plain | 0.25, 0.12 | 0.25, 0.12 |" in shown[3]
-    assert shown[1].startswith("| method | band, frequency | burst, square |")
+    assert shown[1].splitlines() == [
+        "| method | band, frequency |  | burst, square |  |",
+        "| --- | --- | --- | --- | --- |",
+        "| CAM | 0.50 [0.40, 0.60] |  |  |  |",
+        "|  | *map* | *occlusion* | *map* | *occlusion* |",
+        "| paper, plain | 0.10 [0.00, 0.20] |  | 0.90 [0.90, 0.90] |  |",
+        "| paper |  | 0.30 [0.20, 0.40] |  |  |",
+    ]
+    assert shown[3].splitlines() == [
+        "| U | band, frequency | burst, square |",
+        "| --- | --- | --- |",
+        "| paper, plain | 0.25, 0.12 | 0.25, 0.12 |",
+        "| paper | 0.25, 0.12 |  |",
+    ]

@@ -193,7 +193,7 @@ def test_by_occlusion_the_map_does_not_matter(clips):
             ranks = {
                 which[0]: rank_of(clip, row, number)
                 for which, row in found.items()
-                if which[0] not in ("random", trust.RAW, "some") and which[2] == kind
+                if which[0] not in ("random", variants.RAW, "some") and which[2] == kind
             }
             assert ranks.pop(trust.CLASS) == pytest.approx(0, abs=1e-3)
             assert set(ranks) == {"CAM", "Grad-CAM"}
@@ -387,7 +387,7 @@ def test_each_method_has_the_levels_of_its_own_channels(rng):
     swap = jnp.array([[0.0, 1.0], [1.0, 0.0]])
     swapped = disentangle.Transform(matrix=swap, inverse=swap, centre=jnp.zeros(2))
     found = consistent(labels, maps, PROTOTYPES, swapped)
-    assert [row["method"] for row in found] == [trust.RAW, "some"]
+    assert [row["method"] for row in found] == [variants.RAW, "some"]
     assert set(found[0]) == {
         "method", "chance", "same_class", "time", "frequency", *LEVELS,
     }  # fmt: skip

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apex_jax import disentangle, explanation, plot, pointing, schemes
-from experiments.localisation import explained, scoring, trust, variants
+from experiments.localisation import explained, scoring, variants
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,7 +115,7 @@ def consistency(parts: Sequence[Mapping[str, Any]]) -> Figure:
             if not known.size:
                 continue
             # Grey for what U has no part in.
-            colour = "0.45" if names[place] == trust.RAW else "C0"
+            colour = "0.45" if names[place] == variants.RAW else "C0"
             if np.ptp(known) > 0:
                 drawn = axes.violinplot(
                     known, [place], orientation="horizontal", widths=0.85,

@@ -25,7 +25,7 @@ CLICK_S = 0.004
 BURST_DB = (-3.0, 6.0)
 BAND_DB = (-24.0, -15.0)
 CLICK_DB = (0.0, 9.0)
-SOUND_DB = (3.0, 12.0)
+SOUND_DB = (10.0, 20.0)
 FADE_S = 0.01
 # What a real event's band holds of its energy.
 ENERGY = 0.9

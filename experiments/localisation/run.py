@@ -174,9 +174,10 @@ def _score(of: explained.Explained, stages: progress.Stages) -> dict[str, Any]:
     """Everything that is asked of the explanations, and how each U was learned."""
     scheme, _ = plants.FITS[of.event]
     rows, learned, fitting = _pointing(of, scheme)
+    names = [n for n in variants.SHOWN if n in fitting] or list(fitting)[:1]
+    in_full = {name: fitting[name] for name in names}
     if hosts.is_primary():
-        shown = [n for n in variants.SHOWN if n in fitting] or list(fitting)[:1]
-        transforms = {name: fitting[name].transform for name in shown}
+        transforms = {name: found.transform for name, found in in_full.items()}
         figures.save(
             pictures.regions(of, transforms, scheme), of.folder / "regions.png", dpi=120
         )
@@ -202,7 +203,7 @@ def _score(of: explained.Explained, stages: progress.Stages) -> dict[str, Any]:
         progress.bar("faithfulness", len(some), "clip") as on_progress,
     ):
         faithful = trust.faithful(
-            fitting,
+            in_full,
             some,
             explained.PLANTED,
             seed=config.seed,
@@ -219,7 +220,7 @@ def _score(of: explained.Explained, stages: progress.Stages) -> dict[str, Any]:
         "masked": trust.masked(of, trust.with_raw(fitting), scheme),
         "consistent": trust.consistent(fitting, cached),
         "again": again,
-        "stable": _stability(of, stages, fitting, other_seed),
+        "stable": _stability(of, stages, in_full, other_seed),
     }
 
 
@@ -238,7 +239,7 @@ def _pointing(
         if scheme == best:
             rows += _without_learning(of, scheme)
         raw = disentangle.identity(of.maps.shape[-1])
-        rows += _channels(of, trust.RAW, scheme, raw)
+        rows += _channels(of, variants.RAW, scheme, raw)
         for variant in of.config.variants:
             if scheme != best and variant not in variants.SHOWN:
                 continue

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from apex_jax import schemes
-from experiments.localisation import stable, summary
+from experiments.localisation import stable, summary, variants
 
 LEAST_ACCURACY = 0.95
+# Of the table at a glance: an event, and what found the places.
+Column = tuple[str, str]
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -56,38 +58,65 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def _at_a_glance(events: dict[str, Any]) -> list[str]:
-    """Hits of the top channel and its share of the evidence, a column an event."""
-    hits: dict[str, dict[str, str]] = {}
-    shares: dict[str, dict[str, str]] = {}
+    """Hits of the top channel and its share of the evidence, by event."""
+    others: dict[str, dict[Column, str]] = {}
+    channels: dict[str, dict[Column, str]] = {}
+    shares: dict[str, dict[Column, str]] = {}
     for event, found in events.items():
         scheme, axis = found["fits"]
-        for row in found["rows"]:
-            if row["scheme"] == scheme:
-                scores = row["scores"]
+        for row in _told(found["rows"], scheme):
+            scores = row["scores"]
+            cell = _cell(scores[axis])
+            if "share" not in scores:
                 # LIME explains the first clips only.
-                some = " of the first clips" * (row["method"] == "LIME")
-                hits.setdefault(_name(row), {})[event] = _cell(scores[axis]) + some
-                if "share" in scores and row.get("locate") == "map":
-                    name = f"{row['method']}, {row['evidence']}"
-                    shares.setdefault(name, {})[event] = ", ".join(
-                        f"{scores[of][0]:.2f}" for of in ("share", "share of all")
-                    )
-    head = "".join(
-        f" | {event}, {_words(found['fits'][0])}" for event, found in events.items()
-    )
+                cell += " of the first clips" * (row["method"] == "LIME")
+                others.setdefault(_name(row), {})[event, "map"] = cell
+                continue
+            name = row["method"] + ", plain" * (row["evidence"] == "plain")
+            channels.setdefault(name, {})[event, row["locate"]] = cell
+            shares.setdefault(name, {})[event, "map"] = ", ".join(
+                f"{scores[of][0]:.2f}" for of in ("share", "share of all")
+            )
 
-    def lines(cells: dict[str, dict[str, str]]) -> list[list[str]]:
+    def lines(
+        cells: dict[str, dict[Column, str]], columns: Sequence[str]
+    ) -> list[list[str]]:
         return [
-            [name, *(row.get(e, "") for e in events)] for name, row in cells.items()
+            [name, *(row.get((e, column), "") for e in events for column in columns)]
+            for name, row in cells.items()
         ]
 
+    heads = [f"{event}, {_words(found['fits'][0])}" for event, found in events.items()]
+    ways = "map", "occlusion"
     return [
         "Hits of the top channel under the scheme that fits the event, means over "
-        "seeds and 95 % bootstrap intervals over seeds and clips:",
-        _table("method" + head, lines(hits)),
+        "seeds and 95 % bootstrap intervals over seeds and clips. Of channels, whose "
+        "evidence is contrastive unless it is called plain, by either way to find "
+        "their place:",
+        _table(
+            " | ".join(["method", *(f"{head} | " for head in heads)]),
+            [
+                *lines(others, ways),
+                ["", *(f"*{way}*" for _ in events for way in ways)],
+                *lines(channels, ways),
+            ],
+        ),
         "The top channel's share of the positive evidence, and of all that moves the "
         "logit, for the class or against it:",
-        _table("U, evidence" + head, lines(shares)),
+        _table(" | ".join(["U", *heads]), lines(shares, ["map"])),
+    ]
+
+
+def _told(rows: Sequence[dict[str, Any]], scheme: str) -> list[dict[str, Any]]:
+    """Of a scheme; plain evidence only of the channels as they are and as published.
+
+    Of two classes it orders what has no channels as contrastive evidence does.
+    """
+    return [
+        row
+        for row in rows
+        if row["scheme"] == scheme
+        and (row.get("evidence") != "plain" or row["method"] in (variants.RAW, "paper"))
     ]
 
 
@@ -107,9 +136,9 @@ def _hits(rows: Sequence[dict[str, Any]], scheme: str, axis: str) -> str:
         return "" if value is None else f"{value:.2f}"
 
     return _table(
-        "method | hit | of each seed | concentrated by occlusion has more | on LIME's "
-        "clips | best of 4 | overlap | top's share of the positive evidence | of all "
-        "that moves the logit | of 4",
+        f"method | hit | of each seed | {summary.REFERENCE['method']} by occlusion has "
+        "more | on LIME's clips | best of 4 | overlap | top's share of the positive "
+        "evidence | of all that moves the logit | of 4",
         [
             [
                 _name(row),
@@ -119,8 +148,7 @@ def _hits(rows: Sequence[dict[str, Any]], scheme: str, axis: str) -> str:
                 on_some(row),
                 *(_cell(row["scores"].get(name)) for name in names),
             ]
-            for row in rows
-            if row["scheme"] == scheme
+            for row in _told(rows, scheme)
         ],
     )
 

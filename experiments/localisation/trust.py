@@ -35,7 +35,6 @@ from apex_jax import bank as bank_lib
 from apex_jax import classifier as classifier_lib
 from experiments.localisation import explained, scoring, variants
 
-RAW = "raw channels"
 CLASS = "all channels"
 RANDOM_DRAWS = 5  # of random heat a clip, of whose areas the mean counts
 # What prototypes are set against: clips drawn among all, or among those of the class.
@@ -51,7 +50,7 @@ def with_raw(
     """Transforms by name, that of the network's own channels first."""
     first = next(iter(explainers.values()))
     chan = first.classifier.head.weight.shape[1]
-    return {RAW: disentangle.identity(chan)} | {
+    return {variants.RAW: disentangle.identity(chan)} | {
         name: explainer.transform for name, explainer in explainers.items()
     }
 
@@ -294,7 +293,7 @@ def consistent(
     place = {clip.id: i for i, clip in enumerate(cached.clips)}
     first = next(iter(explainers.values()))
     assert first.raw is not None
-    pairs = {RAW: (first, first.raw)} | {
+    pairs = {variants.RAW: (first, first.raw)} | {
         name: (explainer, explainer.positive) for name, explainer in explainers.items()
     }
     for name, transform in with_raw(explainers).items():

@@ -18,6 +18,9 @@ Name = Literal[
     "concentrated-whitened",
 ]
 
+# The network's own, in the place of those under a U.
+RAW = "raw channels"
+
 _FEW = {"prototypes_start": 5, "epochs": 120}
 _CONCENTRATED = {"concentration": 0.03}
 _WHITENED = {"precondition": "whiten", "precondition_eps": 0.1}
