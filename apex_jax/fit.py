@@ -76,8 +76,8 @@ def explainer(
       cached: features of its training clips, with cells for the square scheme.
       front_end: settings of the spectrogram that the features were made with.
       scheme: where prototypes lie.
-      config: of the optimisation and the coordinates it starts from; None for the
-        paper's.
+      config: of the optimisation and the coordinates it starts from; None for
+        `Config.recommended()`. `Config()` is the paper's.
       settings: names and values worth telling in a report, before the fit's own.
       mesh: devices; None for all.
       state_dir: where the optimisation's state is kept about once a minute, and taken
@@ -90,7 +90,7 @@ def explainer(
         classifier does not give the same predictions.
       ValueError: see `optimize.fit`.
     """
-    config = optimize.Config() if config is None else config
+    config = optimize.Config.recommended() if config is None else config
     mesh = mesh_lib.make() if mesh is None else mesh
     scheme = schemes.parse(scheme)
     chan = classifier.head.weight.shape[1]
@@ -241,7 +241,7 @@ def from_maps(
       spectrograms: to draw prototypes on; None for those of `clips`' files where
         there is a front end, else none.
       stride: pixels that a cell covers; None if cells divide the spectrogram evenly.
-      config: of the optimisation; None for the paper's.
+      config: of the optimisation, like `explainer`'s.
       mesh: devices; None for all.
       on_epoch: called after each epoch.
 
@@ -338,6 +338,7 @@ def _settings(
         )
         if value != usual
     ]
+    numbers = dict.fromkeys((config.prototypes_start, config.prototypes_end))
     return (
         ("scheme", scheme.replace("_", "-")),
         ("training clips", f"{features.num_clips:,}"),
@@ -350,10 +351,7 @@ def _settings(
         ("coordinates", coordinates[config.precondition]),
         ("feature map", f"{features.map_shape[0]} x {features.map_shape[1]} cells"),
         ("epochs", str(config.epochs)),
-        (
-            "prototypes a channel",
-            f"{config.prototypes_start} falling to {config.prototypes_end}",
-        ),
+        ("prototypes a channel", " falling to ".join(map(str, numbers))),
         ("learning rate", f"{config.learning_rate:g}"),
         ("pairs a step", str(config.batch_size)),
         *more,

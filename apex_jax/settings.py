@@ -506,6 +506,8 @@ AnyTraining = Training | PrototypeTraining
 class Optimisation:
     """The schedule and the optimiser; the defaults are the paper's and EPIC's.
 
+    What `apex-jax fit` and `apex_jax.fit` take unless told otherwise is `recommended`.
+
     Attributes:
       epochs: passes over the (channel, prototype) pairs.
       epochs_per_round: epochs between two choices of the prototypes.
@@ -546,6 +548,16 @@ class Optimisation:
     transform: Family = "general"
     concentration: float = 0.0
     algorithm: Algorithm = "adam"
+
+    @classmethod
+    def recommended(cls) -> Optimisation:
+        """What planted events are explained best with, see docs/decisions/0027.
+
+        Few prototypes from the start, for longer: channels as pure or purer, better
+        conditioned, in less time. And a little concentration: the channels that are
+        shown carry more of the evidence, and stay the same under noise.
+        """
+        return cls(epochs=120, prototypes_start=5, concentration=0.03)
 
     def schedule(self) -> list[int]:
         """Prototypes a channel in each round."""

@@ -1,6 +1,7 @@
 """Fitting from feature maps of any framework, and what a fit says of itself."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ from apex_jax import (
     optimize,
     schemes,
 )
+from apex_jax.commands import options as commands
+from experiments import options as experiments
 
 N, F, T, C, K = 9, 3, 4, 6, 2
 CONFIG = optimize.Config(
@@ -284,6 +287,26 @@ def test_a_fit_says_how_it_was_made(key, maps, logits, head):
     assert settings["feature map"] == "3 x 4 cells"
     assert settings["prototypes a channel"] == "4 falling to 3"
     assert {"python", "jax"} <= set(dict(provenance.versions))
+
+
+def test_what_is_recommended_is_taken_where_nothing_is_asked(key, maps, logits, head):
+    """By the library and by `apex-jax fit`; the experiments take the paper's."""
+    made, same, papers = (
+        fitted(key, maps, logits, head, config=config).explainer
+        for config in (None, optimize.Config.recommended(), optimize.Config())
+    )
+    np.testing.assert_array_equal(made.transform.matrix, same.transform.matrix)
+    assert not np.allclose(made.transform.matrix, papers.transform.matrix, atol=1e-3)
+    told, of_papers = (dict(e.provenance.settings) for e in (made, papers))
+    assert told["epochs"] == "120"
+    assert told["prototypes a channel"] == "5"
+    assert told["concentration"] == "0.03"
+    assert of_papers["prototypes a channel"] == "100 falling to 5"
+    assert "concentration" not in of_papers
+
+    asked = commands.Fit(weights=Path("net"), out=Path("out"))
+    assert asked.optimise == optimize.Config.recommended()
+    assert experiments.Common().optimise == optimize.Config()
 
 
 def test_the_raw_bank_is_that_of_the_networks_own_channels(key, maps, logits, head):

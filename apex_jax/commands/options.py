@@ -113,7 +113,7 @@ class Fit:
     overwrite: Flag = False
     front_end: settings.Wanted = dataclasses.field(default_factory=settings.Wanted)
     optimise: settings.Optimisation = dataclasses.field(
-        default_factory=settings.Optimisation
+        default_factory=settings.Optimisation.recommended
     )
     hosts: settings.Hosts = dataclasses.field(default_factory=settings.Hosts)
 
