@@ -98,13 +98,13 @@ def _event(axes: Axes, box: np.ndarray) -> None:
 def consistency(parts: Sequence[Mapping[str, Any]]) -> Figure:
     """How alike a channel's prototypes are: all channels, before and after each U.
 
-    Crosses are what any clips in their place come to, bars any clips of their class.
-
     Args:
       parts: of each seed what `trust.consistent` found, in one order.
     """
+    from matplotlib.lines import Line2D
+
     names = [row["method"] for row in parts[0]["consistent"]]
-    figure = plot.figure((12.0, 0.42 * len(names) + 1.4))
+    figure = plot.figure((12.0, 0.42 * len(names) + 1.7))
     panels = figure.subplots(1, len(KINDS), sharey=True)
     for axes, (kind, title) in zip(panels, KINDS.items(), strict=True):
         for place in range(len(names)):
@@ -145,4 +145,26 @@ def consistency(parts: Sequence[Mapping[str, Any]]) -> Figure:
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.4, -0.6)
+    legend = {
+        "middle half and median of the channels": Line2D(
+            [], [], color="C0", linewidth=3, marker="o", mfc="white", ms=5
+        ),
+        **{
+            text: Line2D([], [], color="0.2", linestyle="", marker=mark, ms=6)
+            for text, mark in zip(
+                ("any clips in their place", "clips of their class"),
+                MARKS.values(),
+                strict=True,
+            )
+        },
+        "pairs of one class by chance": Line2D([], [], color="0.3", linestyle=":"),
+    }
+    figure.legend(
+        list(legend.values()),
+        list(legend),
+        loc="outside lower center",
+        ncols=4,
+        fontsize=plot.CAPTION,
+        frameon=False,
+    )
     return figure

@@ -107,7 +107,9 @@ def _at_a_glance(events: dict[str, Any]) -> list[str]:
     ]
 
 
-def _told(rows: Sequence[dict[str, Any]], scheme: str) -> list[dict[str, Any]]:
+def _told(
+    rows: Sequence[dict[str, Any]], scheme: str | None = None
+) -> list[dict[str, Any]]:
     """Of a scheme; plain evidence only of the channels as they are and as published.
 
     Of two classes it orders what has no channels as contrastive evidence does.
@@ -115,7 +117,7 @@ def _told(rows: Sequence[dict[str, Any]], scheme: str) -> list[dict[str, Any]]:
     return [
         row
         for row in rows
-        if row["scheme"] == scheme
+        if (scheme is None or row["scheme"] == scheme)
         and (row.get("evidence") != "plain" or row["method"] in (variants.RAW, "paper"))
     ]
 
@@ -155,7 +157,7 @@ def _hits(rows: Sequence[dict[str, Any]], scheme: str, axis: str) -> str:
 
 def _by_scheme(rows: Sequence[dict[str, Any]], axis: str) -> str:
     by_name: dict[str, dict[str, Any]] = {}
-    for row in rows:
+    for row in _told(rows):
         by_name.setdefault(_name(row), {})[row["scheme"]] = row["scores"]
     lines = []
     for name, scores in by_name.items():
@@ -220,7 +222,7 @@ def _hidden(rows: Sequence[dict[str, Any]]) -> list[str]:
         return []
     lines = [
         [_name(row), _cell(row["own"]), _cell(row["random"]), f"{row['p']:.4f}"]
-        for row in rows
+        for row in _told(rows)
     ]
     return [
         "Probability lost by silencing the top channel's region, and the mean over all "
@@ -373,11 +375,10 @@ def terminal(results: dict[str, Any]) -> str:
         lines.append(
             f"\n{event}: pointing at it under {_words(scheme)}, top and best of 4"
         )
-        for row in found["rows"]:
-            if row["scheme"] == scheme:
-                s = row["scores"]
-                best = f"   of 4 {s[f'{axis}, best'][0]:.2f}" if "share" in s else ""
-                lines.append(f"  {_name(row):46} {_cell(s[axis])}{best}")
+        for row in _told(found["rows"], scheme):
+            s = row["scores"]
+            best = f"   of 4 {s[f'{axis}, best'][0]:.2f}" if "share" in s else ""
+            lines.append(f"  {_name(row):46} {_cell(s[axis])}{best}")
     return "\n".join(lines)
 
 
