@@ -20,6 +20,7 @@ from apex_jax import explanation, schemes
 
 Kind = Literal["noise", "stretch", "pitch", "vorbis"]
 Waveform = Float[np.ndarray, " sample"]
+TOP = 4  # channels that a report shows, about
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class Agreement:
       rank: Spearman's correlation of all channels' contributions, in [-1, 1]; NaN where
         there are none, or they are of different channels.
       same_channel: whether the top channel has the same number.
+      top_channels: share of the `TOP` channels with the largest contributions that are
+        among those of the other, too; NaN where they are of different channels.
       region: intersection over union of the top channels' regions, in [0, 1].
       heat: Spearman's correlation of the top channels' heatmaps; NaN where one is flat.
       prototypes: share of the top channels' training clips that both show (Jaccard).
@@ -39,6 +42,7 @@ class Agreement:
     same_class: bool
     rank: float
     same_channel: bool
+    top_channels: float
     region: float
     heat: float
     prototypes: float
@@ -85,6 +89,11 @@ def compare(
             else float("nan")
         ),
         same_channel=same_channels and first.index == second.index,
+        top_channels=(
+            _shared(one.contributions, other.contributions)
+            if same_channels
+            else float("nan")
+        ),
         region=overlap(
             [area.box for area in first.areas],
             [
@@ -99,6 +108,13 @@ def compare(
         ),
         prototypes=len(shown[0] & shown[1]) / len(either) if either else float("nan"),
     )
+
+
+def _shared(one: np.ndarray, other: np.ndarray) -> float:
+    """Share of the largest values' places that are those of the other's, too."""
+    num = min(TOP, len(one))
+    places = [set(np.argsort(-values, kind="stable")[:num]) for values in (one, other)]
+    return len(places[0] & places[1]) / num if num else float("nan")
 
 
 def overlap(one: Sequence[schemes.Box], other: Sequence[schemes.Box]) -> float:

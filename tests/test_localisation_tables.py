@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from experiments.localisation import (
     stable,
@@ -17,7 +18,10 @@ def test_seeds_are_matched_by_what_a_row_is_of():
          "random": [0.1], "p": 0.04}
         for name, own in (("one", 0.2), ("other", 0.8))
     ]  # fmt: skip
-    found = summary._masked([rows, rows[::-1]])
+    clips = [{"recording": "a.wav"}]
+    found = summary._masked(
+        [{"masked": part, "explained": clips} for part in (rows, rows[::-1])]
+    )
     assert [row["method"] for row in found] == ["one", "other"]
     assert [row["own"][0] for row in found] == [0.2, 0.8]
     x = -2 * 2 * np.log(0.04)  # Fisher; chi squared of four degrees of freedom
@@ -32,11 +36,13 @@ def test_what_stays_is_a_mean_over_seeds_of_the_clips_that_can_say(rng):
         for ranks in ({"rank": [0.5, None]}, {"rank": [None, None]},
                       {"rank": [0.0, 0.5]})
     ]  # fmt: skip
-    (found,) = summary._stable([[row] for row in rows])
-    assert found["region"] == (1, 1, 1)
+    clips = [{"recording": name} for name in ("a.wav", "b.wav")]
+    parts = [{"stable": [row], "explained": clips} for row in rows]
+    (found,) = summary._stable(parts)
+    assert found["region"] == (1, pytest.approx(0.025 ** (1 / 6)), 1)
     assert found["rank"][0] == pytest.approx((0.5 + 0.25) / 2)
     assert 0 <= found["rank"][1] < found["rank"][0] < found["rank"][2] <= 0.5
-    (none,) = summary._stable([[rows[1]]])
+    (none,) = summary._stable([parts[1]])
     assert none["rank"] is None
 
 
@@ -49,15 +55,16 @@ def test_the_table_of_what_stays():
         **dict.fromkeys(summary.AGREEMENTS, (0.5, 0.25, 0.75)),
         "rank": None,
     }
-    several = [
-        {**row, "change": change} for change in ("noise", stable.SEED, stable.RANDOM)
-    ]
+    changes = ("noise", stable.SEED, stable.RANDOM, stable.ANOTHER)
+    several = [{**row, "change": change} for change in changes]
     lines = tables._stays(several)[1].splitlines()[2:]
     known, name = "0.50 [0.25, 0.75]", "paper, plain, map"
+    of_top = f"{known} | {known}"
     assert lines == [
-        f"| noise | {name} | {known} | – | {known} | {known} | {known} |",
-        f"| {stable.SEED} | {name} | – | – | {known} | {known} | {known} |",
-        f"| {stable.RANDOM} | {name} | – | – | {known} | {known} | – |",
+        f"| noise | {name} | {known} | {known} | {known} | – | {known} | {known} |",
+        f"| {stable.SEED} | {name} | {known} | – | – | – | {known} | {known} |",
+        f"| {stable.RANDOM} | {name} | – | – | – | – | {known} | – |",
+        f"| {stable.ANOTHER} | {name} | – | {of_top} | – | {known} | {known} |",
     ]
     assert tables._stays([]) == []
 
@@ -69,10 +76,128 @@ def test_the_interval_of_a_known_mean(rng):
     width = np.sqrt(np.var(np.concatenate(values)) / 1200)
     assert mean - 6 * width < low < mean - width
     assert mean + width < high < mean + 6 * width
-    assert summary.interval([[1.0] * 5]) == (1, 1, 1)
     # Seeds that disagree make it wide, however many clips there are.
     _, low, high = summary.interval([np.zeros(1000), np.ones(1000)])
     assert (low, high) == (0, 1)
+
+
+def test_values_of_one_recording_are_drawn_together(rng):
+    """Ten recordings of forty clips that agree say as little as ten clips."""
+    of_each = rng.permutation([0] * 5 + [1] * 5)
+    values, groups = np.repeat(of_each, 40), np.repeat(list("abcdefghij"), 40)
+    together = summary.interval([values], [groups])
+    np.testing.assert_allclose(together, summary.interval([of_each]), atol=0.05)
+    apart = summary.interval([values])
+    assert together[2] - together[1] > 4 * (apart[2] - apart[1])
+    # Of recordings of one clip and of ninety-nine the mean is of clips, not of both.
+    mean, low, high = summary.interval([[0.0] + [1.0] * 99], [["a"] + ["b"] * 99])
+    assert (mean, low, high) == (0.99, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("count", [5, 120])
+def test_where_all_hit_the_interval_is_that_of_clopper_and_pearson(count):
+    exact = scipy.stats.binomtest(2 * count, 2 * count).proportion_ci(0.95, "exact")
+    found = summary.interval([[1.0] * count] * 2)
+    assert found == pytest.approx((1, exact.low, exact.high))
+    assert summary.interval([[0] * count] * 2) == pytest.approx((0, 0, 1 - exact.low))
+    # Of differences either side.
+    found = summary.interval([[0] * count] * 2, least=-1.0)
+    assert found == pytest.approx((0, exact.low - 1, 1 - exact.low))
+    # Clips of one recording are one.
+    alone = summary.interval([[1.0] * count], [["a"] * count])
+    assert alone == pytest.approx((1, 0.025, 1))
+
+
+def test_channels_that_can_say_make_the_mean_of_consistency():
+    rows = [
+        {"method": "paper", "time": [0.25, float("nan"), 0.75], "chance": 0.5,
+         "frequency": [float("nan")] * 3},
+        {"method": "paper", "time": [float("nan"), 1.0, 0.0], "chance": 0.25,
+         "frequency": [float("nan")] * 3},
+    ]  # fmt: skip
+    (found,) = summary._consistent([{"consistent": [row]} for row in rows])
+    mean, low, high = found["time"]
+    assert mean == 0.5
+    assert 0 <= low < mean < high <= 1
+    assert found["chance"][0] == 0.375
+    assert found["frequency"] is None
+
+
+def test_curves_are_compared_with_random_heat_of_their_kind():
+    """Less area under deletion is better, and more under insertion."""
+
+    def row(method, heat, deletion, insertion):
+        return {
+            "method": method, "locate": "", "heat": heat,
+            "deletion": [deletion] * 6, "insertion": [insertion] * 6,
+        }  # fmt: skip
+
+    part = {
+        "explained": [{"recording": str(n)} for n in range(6)],
+        "faithful": [
+            row("random", "regions", 0.5, 0.5),
+            row("random", "heatmap", 0.1, 0.9),
+            row("good", "regions", 0.2, 0.8),
+            row("good", "heatmap", 0.2, 0.8),
+        ],
+    }
+    _, _, regions, heatmap = summary._faithful([part])
+    least = 1 / 2**6  # of all exchanges of six pairs one is as good
+    for name in ("deletion p", "insertion p"):
+        assert regions[name] == pytest.approx(least, abs=0.01)
+        assert heatmap[name] == 1
+    assert regions["deletion"] == pytest.approx((0.2, 0.2, 0.2))
+
+
+def test_two_seeds_of_the_optimisation_stand_side_by_side():
+    def learned(purity, hits):
+        return {
+            "variant": "paper", "scheme": "time", "purity": [0.1, purity],
+            "condition_number": 10 * purity,
+            "rows": [{"method": "paper", "scheme": "time", "evidence": "plain",
+                      "locate": "map", "scores": {"time": hits}}],
+        }  # fmt: skip
+
+    first, other = learned(0.3, [1, 0]), learned(0.4, [1, 1])
+    part = {
+        "fits": ["time", "time"],
+        "learned": [{"variant": "whitened", "scheme": "time"}, first],
+        "rows": first["rows"],
+        "again": [other],
+    }
+    (found,) = summary._again([part])
+    assert found["purity"] == [[0.3], [0.4]]
+    assert found["condition_number"] == [[3.0], [4.0]]
+    assert found["rows"][0]["hits"] == [[0.5], [1.0]]
+
+
+def test_each_axis_that_scheme_and_event_have():
+    row = {
+        "method": "paper",
+        "scheme": "square",
+        "scores": {name: (value,) for name, value in [
+            ("time", 0.1), ("time, best", 0.2), ("frequency", 0.3),
+            ("frequency, best", 0.4), ("both", 0.5), ("both, best", 0.6), ("iou", 0.7),
+        ]},
+    }  # fmt: skip
+    alone = {**row, "method": "random", "scheme": "time"}
+    lines = tables._by_scheme([row, alone], "click").splitlines()
+    assert lines[0] == (
+        "| method | square: time | square: overlap | time: time | time: overlap | "
+        "time-frequency: time | time-frequency: overlap |"
+    )
+    assert lines[2] == "| paper | 0.10 / 0.20 | 0.70 |  |  |  |  |"
+    assert lines[3] == "| random |  |  | 0.10 / 0.20 | 0.70 |  |  |"
+    head = tables._by_scheme([row], "burst").splitlines()[0]
+    assert "| square: time | square: frequency | square: joint | square: ov" in head
+
+
+def test_a_p_that_rounds_to_nothing_is_not_called_zero():
+    assert [tables._p(p) for p in (0.04, 0.001, 0.0004)] == [
+        "0.040",
+        "0.001",
+        "< 0.001",
+    ]
 
 
 def test_hits_are_compared_clip_by_clip():
@@ -89,12 +214,14 @@ def test_hits_are_compared_clip_by_clip():
     reference = row(**{**summary.REFERENCE, "hits": [1, 1, 0, 1]})
     same, fewer = row("CAM", [1, 0, 0, 1]), row("LIME", [0, 1])
     part = {
+        "explained": [{"recording": str(n)} for n in range(4)],
         "rows": [reference, same, fewer, {**same, "scheme": "square"}],
         "fits": ["time", "time"], "accuracy": 1.0, "clips": 4, "seed": 0, "again": [],
         "learned": [], "faithful": [], "masked": [], "consistent": [], "stable": [],
     }  # fmt: skip
     ahead = [row["ahead"] for row in summary.of([part, part])["rows"]]
-    assert ahead[0] == (0, 0, 0)
+    width = 1 - 0.025 ** (1 / 8)
+    assert ahead[0] == pytest.approx((0, -width, width))
     assert [found[0] for found in ahead[1:3]] == [0.25, 0.5]
     assert ahead[1][1:] == pytest.approx((0, 0.625), abs=0.13)
     assert ahead[3] is None

@@ -61,7 +61,7 @@ def explanation_of(rng, index=3, boxes=SOMEWHERE, names="abc"):
 def test_an_explanation_agrees_with_itself(rng):
     one = explanation_of(rng)
     found = dataclasses.astuple(stability.compare(one, one))
-    assert found == pytest.approx((True, 1, True, 1, 1, 1))
+    assert found == pytest.approx((True, 1, True, 1, 1, 1, 1))
 
 
 def test_what_two_have_in_common(rng):
@@ -82,8 +82,14 @@ def test_what_two_have_in_common(rng):
     ):
         expected = np.corrcoef(ranks(a), ranks(b))[0, 1]
         assert getattr(found, name) == pytest.approx(expected)
+    largest = [
+        {k for k, _ in sorted(enumerate(e.contributions), key=lambda p: -p[1])[:4]}
+        for e in (one, other)
+    ]
+    assert found.top_channels == len(largest[0] & largest[1]) / 4
     by_another_run = stability.compare(one, one, same_channels=False)
     assert np.isnan(by_another_run.rank)
+    assert np.isnan(by_another_run.top_channels)
     assert not by_another_run.same_channel
     assert by_another_run.region == 1
 

@@ -41,10 +41,12 @@ class Corpus:
     Attributes:
       splits: clips of class 0, clean, and 1, planted.
       events: of each planted clip by its path.
+      recordings: that were planted, by the path of the clip; none of synthetic events.
     """
 
     splits: data.Splits
     events: dict[str, pointing.Event]
+    recordings: dict[str, str]
 
 
 def make(
@@ -76,6 +78,7 @@ def make(
         "event": event,
         "seed": seed,
         "clips": list(config.clips),
+        "level_db": list(plants.LEVEL_DB[event]),
         "front_end": front_end.to_dict(),
         "sources": resume.digest(repr(sources)),
     }
@@ -83,16 +86,18 @@ def make(
         rows = []
         for split, count in zip(SPLITS, config.clips, strict=True):
             made = _clips(event, seed, split, count, sources, front_end, skip_log)
-            for number, (waveform, found) in enumerate(made):
+            for number, (waveform, found, planted) in enumerate(made):
                 label = CLASSES[found is not None]
                 path = root / split / label / f"{number:04d}.wav"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, waveform, front_end.sample_rate, subtype="PCM_16")
                 place = dataclasses.astuple(found) if found else ("",) * 4
-                rows.append((path.relative_to(root).as_posix(), label, split, *place))
+                name = path.relative_to(root).as_posix()
+                rows.append((name, label, split, *place, planted))
                 on_progress(1)
         names = [field.name for field in dataclasses.fields(pointing.Event)]
-        text = layout.as_csv([("path", "label", "split", *names), *rows])
+        header = ("path", "label", "split", *names, "recording")
+        text = layout.as_csv([header, *rows])
         atomic.write_text(root / TRUTH, text)
         runs.write_json(root / SETTINGS, settings)
     return read(root)
@@ -102,6 +107,7 @@ def read(root: Path) -> Corpus:
     """What `make` wrote."""
     clips: dict[str, list[data.Clip]] = {split: [] for split in SPLITS}
     events: dict[str, pointing.Event] = {}
+    recordings: dict[str, str] = {}
     with (root / TRUTH).open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             path = str(root / row["path"])
@@ -110,7 +116,10 @@ def read(root: Path) -> Corpus:
             if row["start_s"]:
                 names = (field.name for field in dataclasses.fields(pointing.Event))
                 events[path] = pointing.Event(**{n: float(row[n]) for n in names})
-    return Corpus(splits=data.Splits(**clips), events=events)
+            if row.get("recording"):
+                recordings[path] = row["recording"]
+    splits = data.Splits(**clips)
+    return Corpus(splits=splits, events=events, recordings=recordings)
 
 
 def _sources(
@@ -169,14 +178,14 @@ def _clips(
     sources: dict[str, list[list[Path]]],
     front_end: frontend.FrontEnd,
     skip_log: data.SkipLog,
-) -> Iterator[tuple[np.ndarray, pointing.Event | None]]:
-    """Clips in turns with an event and without."""
+) -> Iterator[tuple[np.ndarray, pointing.Event | None, str]]:
+    """Clips in turns with an event and without, and which recording was planted."""
     part, rate = SPLITS.index(split), front_end.sample_rate
     centre = plants.centre_hz(np.random.default_rng([seed, 2]), rate)
     voices = speech.speakers(8, [seed, 3])
     loaded: dict[Path, np.ndarray] = {}
 
-    def recording(rng: np.random.Generator, kind: str) -> np.ndarray:
+    def recording(rng: np.random.Generator, kind: str) -> tuple[str, np.ndarray]:
         files = sources[kind][part]
         for _ in range(100):
             file = files[rng.integers(len(files))]
@@ -187,7 +196,7 @@ def _clips(
                     skip_log.add(error)
                     continue
             if np.any(loaded[file]):
-                return loaded[file]
+                return _source(file), loaded[file]
         raise ValueError(f"of {len(files)} recordings none in a hundred could be used")
 
     def background(rng: np.random.Generator) -> np.ndarray:
@@ -201,7 +210,7 @@ def _clips(
         pieces: list[np.ndarray] = []
         while sum(map(len, pieces)) < front_end.num_samples:
             # Where one begins and the next ends must not sound like a click.
-            pieces.append(plants.faded(recording(rng, "background"), rate))
+            pieces.append(plants.faded(recording(rng, "background")[1], rate))
         whole = np.concatenate(pieces)
         start = rng.integers(len(whole) - front_end.num_samples + 1)
         stretch = whole[start : start + front_end.num_samples]
@@ -210,15 +219,20 @@ def _clips(
     for number in range(count):
         rng = np.random.default_rng([seed, 4, part, number])
         waveform = background(rng)
+        name = ""
         if event == "sound":
-            cut = plants.loudest(recording(rng, "event"), rate)
+            name, heard = recording(rng, "event")
+            cut = plants.loudest(heard, rate)
             planted, found = plants.sound(rng, waveform, rate, cut)
         else:
             plant = {"burst": plants.burst, "band": plants.band, "click": plants.click}
             planted, found = plant[event](rng, waveform, rate, centre)
         # Clean clips too are turned down as if they had the event.
         gain = min(1.0, 0.99 / float(np.abs(planted).max()))
-        yield (gain * planted, found) if number % 2 else (gain * waveform, None)
+        if number % 2:
+            yield gain * planted, found, name
+        else:
+            yield gain * waveform, None, ""
 
 
 def of(corpus: Corpus, clips: Sequence[data.Clip]) -> list[pointing.Event]:

@@ -22,14 +22,23 @@ BURST_HZ = 400.0
 BAND_HZ = 200.0
 CLICK_S = 0.004
 # Of the event over what is there, root mean square; the click's peak over its peak.
-BURST_DB = (-3.0, 6.0)
-BAND_DB = (-24.0, -15.0)
-CLICK_DB = (0.0, 9.0)
-SOUND_DB = (10.0, 20.0)
+LEVEL_DB: dict[Name, tuple[float, float]] = {
+    "burst": (-3.0, 6.0),
+    "band": (-24.0, -15.0),
+    "click": (0.0, 9.0),
+    "sound": (10.0, 20.0),
+}
 FADE_S = 0.01
 # What a real event's band holds of its energy.
 ENERGY = 0.9
-# The scheme that an event is made for, and the axes along which it has a place.
+# Along which an event has a place.
+AXES: dict[Name, tuple[str, ...]] = {
+    "burst": ("time", "frequency", "both"),
+    "band": ("frequency",),
+    "click": ("time",),
+    "sound": ("time", "frequency", "both"),
+}
+# The scheme that an event is made for, and the axis that counts.
 FITS: dict[Name, tuple[schemes.Scheme, str]] = {
     "burst": ("square", "both"),
     "band": ("frequency", "frequency"),
@@ -51,7 +60,7 @@ def burst(
     start = int(rng.integers(len(waveform) - length))
     low, high = centre - BURST_HZ / 2, centre + BURST_HZ / 2
     noise = faded(_noise(rng, length, sample_rate, low, high), sample_rate)
-    gain = _rms(waveform) * _gain(rng, BURST_DB) / _rms(noise)
+    gain = _rms(waveform) * _gain(rng, "burst") / _rms(noise)
     planted = _added(waveform, noise * gain, start)
     return planted, pointing.Event(
         start_s=start / sample_rate,
@@ -67,7 +76,7 @@ def band(
     """Noise in a narrow band as long as the clip, as a vocoder may leave it."""
     low, high = centre - BAND_HZ / 2, centre + BAND_HZ / 2
     noise = _noise(rng, len(waveform), sample_rate, low, high)
-    gain = _rms(waveform) * _gain(rng, BAND_DB) / _rms(noise)
+    gain = _rms(waveform) * _gain(rng, "band") / _rms(noise)
     return _added(waveform, noise * gain, 0), pointing.Event(low_hz=low, high_hz=high)
 
 
@@ -78,7 +87,7 @@ def click(
     length = max(4, round(CLICK_S * sample_rate))
     start = int(rng.integers(len(waveform) - length))
     shape = rng.standard_normal(length) * np.exp(-5 * np.arange(length) / length)
-    gain = np.abs(waveform).max() * _gain(rng, CLICK_DB) / np.abs(shape).max()
+    gain = np.abs(waveform).max() * _gain(rng, "click") / np.abs(shape).max()
     return _added(waveform, shape * gain, start), pointing.Event(
         start_s=start / sample_rate, end_s=(start + length) / sample_rate
     )
@@ -93,7 +102,7 @@ def sound(
     """A real sound over another, at a random time; its band is where its energy is."""
     event = faded(event[: len(waveform) // 2], sample_rate)
     start = int(rng.integers(len(waveform) - len(event)))
-    gain = _rms(waveform) * _gain(rng, SOUND_DB) / _rms(event)
+    gain = _rms(waveform) * _gain(rng, "sound") / _rms(event)
     power = np.cumsum(np.abs(np.fft.rfft(event)) ** 2)
     edges = np.searchsorted(power / power[-1], [(1 - ENERGY) / 2, (1 + ENERGY) / 2])
     low, high = edges * sample_rate / len(event)
@@ -150,8 +159,8 @@ def _added(waveform: Waveform, event: Waveform, start: int) -> Waveform:
     return planted
 
 
-def _gain(rng: np.random.Generator, decibel: tuple[float, float]) -> float:
-    return float(10 ** (rng.uniform(*decibel) / 20))
+def _gain(rng: np.random.Generator, event: Name) -> float:
+    return float(10 ** (rng.uniform(*LEVEL_DB[event]) / 20))
 
 
 def _rms(waveform: Waveform) -> float:

@@ -1,9 +1,9 @@
 """Do explanations stay when the sound hardly changes, and change when the network does?
 
 In come explainers of one classifier and test clips; out comes, for each disturbance and
-each way to learn U, what is left of the explanation. Beside them another seed of the
-optimisation, and a network of random weights, whose explanations must have nothing in
-common with the trained one's.
+each way to learn U, what is left of the explanation. Beside them what it shares with
+that of another clip, which is the least to be asked; another seed of the optimisation;
+and a network of random weights, whose explanations must not share more.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ DISTURBANCES: tuple[tuple[stability.Kind, float], ...] = (
     ("vorbis", 0.5),
 )
 SEED, RANDOM = "another seed", "random weights"
+# What two explanations share that have nothing to do with each other.
+ANOTHER = "another clip"
 UNITS = {
     "noise": "noise at {:g} dB",
     "stretch": "{:g} times as long",
@@ -73,7 +75,7 @@ def measured(
     of_random = {name: _of(untrained, e) for name, e in explainers.items()}
     assert front_end is not None
     rows: dict[tuple[str, variants.Way, str], list[stability.Agreement]] = {}
-    by_chance: dict[tuple[str, variants.Way], list[float]] = {}
+    undisturbed: list[dict[tuple[str, variants.Way], explanation.Explanation]] = []
     for number, clip in enumerate(clips):
         waveform = audio.load_clip(clip.path, front_end, clip.offset_s)
         before = _explained(explainers, _looked(first, waveform), target)
@@ -98,30 +100,25 @@ def measured(
             rows.setdefault((*which, RANDOM), []).append(
                 stability.compare(before[which], one)
             )
-        for which, one in before.items():
-            by_chance.setdefault(which, []).append(_any_region(first, one))
+        undisturbed.append(before)
         on_progress(1)
+    if len(undisturbed) > 1:
+        for number, before in enumerate(undisturbed):
+            # The one before it; of the first the last.
+            for which, one in before.items():
+                rows.setdefault((*which, ANOTHER), []).append(
+                    stability.compare(one, undisturbed[number - 1][which])
+                )
     return [
         {
             "method": name,
             "evidence": kind,
             "locate": locate,
             "change": change,
-            "region by chance": by_chance[name, (kind, locate)],
             **in_numbers(found),
         }
         for (name, (kind, locate), change), found in rows.items()
     ]
-
-
-def _any_region(explainer: explain.Explainer, one: explanation.Explanation) -> float:
-    """Intersection over union of the top channel's region with all there are, mean."""
-    grid, own = explainer.grid(), [area.box for area in one.channels[0].areas]
-    several = [
-        stability.overlap(own, grid.boxes(one.scheme, (row, column)))
-        for row, column in grid.locations(one.scheme).tolist()
-    ]
-    return round(float(np.mean(several)), 4)
 
 
 def _of(
@@ -135,7 +132,7 @@ def _of(
 
 def in_numbers(found: Sequence[stability.Agreement]) -> dict[str, list[float | None]]:
     """One a clip; None where it cannot be said."""
-    names = ("same_class", "same_channel", "rank", "region", "heat", "prototypes")
+    names = [field.name for field in dataclasses.fields(stability.Agreement)]
     return {
         name: [
             None if np.isnan(value) else round(float(value), 4)

@@ -2,145 +2,108 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import scipy.stats
 
-from apex_jax import faithfulness
+from apex_jax import faithfulness, stability
 
-AGREEMENTS = (
-    "same_class",
-    "same_channel",
-    "rank",
-    "region",
-    "region by chance",
-    "heat",
-    "prototypes",
-)
+AGREEMENTS = [field.name for field in dataclasses.fields(stability.Agreement)]
 DRAWS = 2000
 # What tells a row from the others.
 IDENTITY = ("method", "variant", "scheme", "evidence", "locate", "heat", "change")
 Interval = tuple[float, float, float]
+Part = dict[str, Any]  # of an event and a seed, what `scores.json` keeps
 # The others are compared with it, clip by clip.
 REFERENCE = {
-    "method": "concentrated-few",
+    "method": "few-prototypes",
     "evidence": "contrastive",
     "locate": "occlusion",
 }
 
 
 def interval(
-    values: Sequence[Sequence[float]], *, draws: int = DRAWS, seed: int = 0
+    values: Sequence[Sequence[float]],
+    groups: Sequence[Sequence[Any]] | None = None,
+    *,
+    least: float = 0.0,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> Interval:
     """Mean over seeds of the mean over clips, and a 95 % bootstrap interval of it.
 
-    Seeds are drawn with replacement, and of each the clips: with one seed the interval
-    says what other test clips would change, with several also what other trainings.
+    Seeds are drawn with replacement, and of each what is independent, clips or the
+    recordings that they share: with one seed the interval says what other test clips
+    would change, with several also what other trainings. Where all values are 0, or all
+    1, drawing them anew says nothing, and the interval is that of Clopper and Pearson.
 
     Args:
       values: of each seed one a clip.
+      groups: of each seed which recording each value is of; those of one are drawn
+        together. None where each stands for itself.
+      least: that a value can be: 0, or -1 of differences; the most is 1.
       draws: of the bootstrap.
       seed: of the draws.
     """
     rng = np.random.default_rng(seed)
     arrays = [np.asarray(v, float) for v in values]
-    # Of each draw and seed the mean of its clips, drawn anew.
-    means = np.stack(
-        [
-            np.stack(
-                [
-                    a[rng.integers(len(a), size=(draws // 10, len(a)))].mean(axis=1)
-                    for _ in range(10)
-                ]
-            ).ravel()
-            for a in arrays
-        ]
-    )
-    chosen = rng.integers(len(arrays), size=(len(arrays), means.shape[1]))
-    drawn = np.take_along_axis(means, chosen, axis=0).mean(axis=0)
+    codes = [
+        np.unique(np.asarray(g), return_inverse=True)[1]
+        for g in (groups or [range(len(a)) for a in arrays])
+    ]
+    mean = float(np.mean([a.mean() for a in arrays]))
+    if mean in (0.0, 1.0) and all(np.all(a == mean) for a in arrays):
+        width = 1 - 0.025 ** (1 / sum(int(c.max()) + 1 for c in codes))
+        return mean, max(mean - width, least), min(mean + width, 1.0)
+    # Of each draw and seed the mean of its recordings, drawn anew.
+    means = []
+    for array, code in zip(arrays, codes, strict=True):
+        sizes, sums = np.bincount(code), np.bincount(code, weights=array)
+        some = rng.integers(len(sizes), size=(draws, len(sizes)))
+        means.append(sums[some].sum(axis=1) / sizes[some].sum(axis=1))
+    chosen = rng.integers(len(arrays), size=(len(arrays), draws))
+    drawn = np.take_along_axis(np.stack(means), chosen, axis=0).mean(axis=0)
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(np.mean([a.mean() for a in arrays])), float(low), float(high)
+    return mean, float(low), float(high)
 
 
-def of(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def of(parts: Sequence[Part]) -> dict[str, Any]:
     """What the seeds of an event came to, each part a seed's `scores.json`."""
-    scheme, axis = parts[0]["fits"]
-    rows = []
-    # LIME is slow, and explains the first clips only.
-    asked = [
-        max((len(r["scores"]["both"]) for r in p["rows"] if r["method"] == "LIME"),
-            default=0)
-        for p in parts
-    ]  # fmt: skip
-    for row in parts[0]["rows"]:
-        same = _same(row, [part["rows"] for part in parts])
-        rows.append(
-            {
-                **{name: value for name, value in row.items() if name != "scores"},
-                "scores": {
-                    name: interval([one["scores"][name] for one in same])
-                    for name in row["scores"]
-                },
-                "by_seed": {
-                    name: [float(np.mean(one["scores"][name])) for one in same]
-                    for name in row["scores"]
-                },
-                "on LIME's clips": {
-                    name: float(
-                        np.mean(
-                            [
-                                np.mean(one["scores"][name][:n])
-                                for one, n in zip(same, asked, strict=True)
-                            ]
-                        )
-                    )
-                    for name in row["scores"]
-                }
-                if all(asked)
-                else {},
-                "ahead": _ahead(same, parts, axis) if row["scheme"] == scheme else None,
-            }
-        )
-    learned = []
-    for row in parts[0]["learned"]:
-        same = _same(row, [part["learned"] for part in parts])
-        learned.append(
-            {
-                "variant": row["variant"],
-                "scheme": row["scheme"],
-                "purity": np.mean([one["purity"] for one in same], axis=0).tolist(),
-                "seconds": [
-                    one["seconds"]["optimise"] - one["compile_seconds"]["optimise"]
-                    for one in same
-                    if "optimise" in one["seconds"]
-                ],
-                "condition_number": [one["condition_number"] for one in same],
-                "max_abs_logit_error": max(one["max_abs_logit_error"] for one in same),
-                "changed_predictions": sum(one["changed_predictions"] for one in same),
-                "audited_clips": sum(one["audited_clips"] for one in same),
-                "rank": [one["rank"] for one in same],
-            }
-        )
     return {
         "seeds": [part["seed"] for part in parts],
         "fits": parts[0]["fits"],
         "accuracy": [part["accuracy"] for part in parts],
         "clips": [part["clips"] for part in parts],
-        "rows": rows,
-        "learned": learned,
-        "faithful": _faithful([part["faithful"] for part in parts]),
-        "masked": _masked([part["masked"] for part in parts]),
-        "consistent": _consistent([part["consistent"] for part in parts]),
-        "again": _again(parts, scheme, axis),
-        "stable": _stable([part["stable"] for part in parts]),
+        "recordings": [len(set(_recordings(part))) for part in parts],
+        "rows": _pointing(parts),
+        "learned": _learned(parts),
+        "faithful": _faithful(parts),
+        "masked": _masked(parts),
+        "consistent": _consistent(parts),
+        "again": _again(parts),
+        "stable": _stable(parts),
     }
 
 
-def _same(
-    row: dict[str, Any], parts: Sequence[Sequence[dict[str, Any]]]
-) -> list[dict[str, Any]]:
+def _recordings(part: Part) -> list[str]:
+    """Of each clip what was planted in it, its own name where that was made for it."""
+    return [clip["recording"] for clip in part["explained"]]
+
+
+def _over_clips(
+    parts: Sequence[Part], values: Sequence[Sequence[float]], *, least: float = 0.0
+) -> Interval:
+    """The interval of what is of the first clips of each seed, as many as there are."""
+    groups = [
+        _recordings(part)[: len(v)] for part, v in zip(parts, values, strict=True)
+    ]
+    return interval(values, groups, least=least)
+
+
+def _same(row: Part, parts: Sequence[Sequence[Part]]) -> list[Part]:
     """The row of each seed that is of the same as this one."""
     names = [name for name in IDENTITY if name in row]
     return [
@@ -149,8 +112,48 @@ def _same(
     ]
 
 
+def _pointing(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """Scores of every row, of each seed and over all, also on the clips of LIME."""
+    scheme, axis = parts[0]["fits"]
+    # LIME is slow, and explains the first clips only.
+    asked = [
+        max(
+            (len(r["scores"]["both"]) for r in p["rows"] if r["method"] == "LIME"),
+            default=0,
+        )
+        for p in parts
+    ]
+    found = []
+    for row in parts[0]["rows"]:
+        same = _same(row, [part["rows"] for part in parts])
+        by_name = {
+            name: [one["scores"][name] for one in same] for name in row["scores"]
+        }
+        own: dict[str, Any] = {k: v for k, v in row.items() if k != "scores"}
+        own["scores"] = {
+            name: _over_clips(parts, values) for name, values in by_name.items()
+        }
+        own["by_seed"] = {
+            name: [float(np.mean(v)) for v in values]
+            for name, values in by_name.items()
+        }
+        own["on LIME's clips"] = {}
+        if all(asked):
+            own["on LIME's clips"] = {
+                name: _mean_of_first(values, asked) for name, values in by_name.items()
+            }
+        best = row["scheme"] == scheme
+        own["ahead"] = _ahead(same, parts, axis) if best else None
+        found.append(own)
+    return found
+
+
+def _mean_of_first(values: Sequence[Sequence[float]], counts: Sequence[int]) -> float:
+    return float(np.mean([np.mean(v[:n]) for v, n in zip(values, counts, strict=True)]))
+
+
 def _ahead(
-    same: Sequence[dict[str, Any]], parts: Sequence[dict[str, Any]], axis: str
+    same: Sequence[dict[str, Any]], parts: Sequence[Part], axis: str
 ) -> Interval | None:
     """How many more hits `REFERENCE` has than a row, on the clips that the row is of.
 
@@ -163,24 +166,49 @@ def _ahead(
     ]
     if not all(found):
         return None
-    return interval(
-        [
-            np.array(best["scores"][axis][: len(one["scores"][axis])])
-            - np.array(one["scores"][axis])
-            for (best,), one in zip(found, same, strict=True)
-        ]
-    )
+    more = [
+        np.array(best["scores"][axis][: len(one["scores"][axis])])
+        - np.array(one["scores"][axis])
+        for (best,), one in zip(found, same, strict=True)
+    ]
+    return _over_clips(parts, more, least=-1.0)
 
 
-def _faithful(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _learned(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """How each U came out, each seed's and over all."""
+    found = []
+    for row in parts[0]["learned"]:
+        same = _same(row, [part["learned"] for part in parts])
+        found.append(
+            {
+                "variant": row["variant"],
+                "scheme": row["scheme"],
+                "purity": [one["purity"] for one in same],
+                "seconds": [
+                    one["seconds"]["optimise"] - one["compile_seconds"]["optimise"]
+                    for one in same
+                    if "optimise" in one["seconds"]
+                ],
+                "condition_number": [one["condition_number"] for one in same],
+                "max_abs_logit_error": max(one["max_abs_logit_error"] for one in same),
+                "changed_predictions": sum(one["changed_predictions"] for one in same),
+                "audited_clips": sum(one["audited_clips"] for one in same),
+                "rank": [one["rank"] for one in same],
+            }
+        )
+    return found
+
+
+def _faithful(parts: Sequence[Part]) -> list[dict[str, Any]]:
     """Areas over all clips, and whether they beat those of random heat of the kind."""
     found = []
-    for row in parts[0]:
-        same = _same(row, parts)
-        chance = _same({"method": "random", "heat": row["heat"]}, parts)
+    for row in parts[0]["faithful"]:
+        of_all = [part["faithful"] for part in parts]
+        same = _same(row, of_all)
+        chance = _same({"method": "random", "heat": row["heat"]}, of_all)
         own = {name: row[name] for name in ("method", "locate", "heat")}
         for name, sign in (("deletion", -1), ("insertion", 1)):
-            own[name] = interval([one[name] for one in same])
+            own[name] = _over_clips(parts, [one[name] for one in same])
             several = all(len(one[name]) > 1 for one in same)
             if row["method"] != "random" and several:
                 own[f"{name} p"] = combined(
@@ -200,26 +228,24 @@ def combined(p_values: Sequence[float]) -> float:
     return float(scipy.stats.combine_pvalues(p_values, method="fisher").pvalue)
 
 
-def _masked(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _masked(parts: Sequence[Part]) -> list[dict[str, Any]]:
     """Probability lost over all clips, and whether more than to random regions."""
     found = []
-    for row in parts[0]:
-        same = _same(row, parts)
-        found.append(
-            {
-                **{name: row[name] for name in ("method", "evidence", "locate")},
-                "own": interval([one["own"] for one in same]),
-                "random": interval([one["random"] for one in same]),
-                "p": combined([one["p"] for one in same]),
-            }
-        )
+    for row in parts[0]["masked"]:
+        same = _same(row, [part["masked"] for part in parts])
+        own = {name: row[name] for name in ("method", "evidence", "locate")}
+        for name in ("own", "random"):
+            # A probability may rise as well.
+            lost = [one[name] for one in same]
+            own[name] = _over_clips(parts, lost, least=-1.0)
+        own["p"] = combined([one["p"] for one in same])
+        found.append(own)
     return found
 
 
-def _again(
-    parts: Sequence[dict[str, Any]], scheme: str, axis: str
-) -> list[dict[str, Any]]:
+def _again(parts: Sequence[Part]) -> list[dict[str, Any]]:
     """Hits, purity and conditioning of two optimisations of one network each."""
+    _, axis = parts[0]["fits"]
     found = []
     for row in parts[0]["again"]:
         both = [_same(row, [part[of] for part in parts]) for of in ("learned", "again")]
@@ -250,39 +276,36 @@ def _again(
     return found
 
 
-def _stable(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _stable(parts: Sequence[Part]) -> list[dict[str, Any]]:
     """Of each agreement the interval; None where it can be said of no clip."""
     found = []
-    for row in parts[0]:
+    for row in parts[0]["stable"]:
         names = ("method", "evidence", "locate", "change")
         own: dict[str, Any] = {name: row[name] for name in names}
+        same = _same(row, [part["stable"] for part in parts])
         for name in AGREEMENTS:
-            known = [
-                [v for v in one[name] if v is not None] for one in _same(row, parts)
-            ]
-            known = [values for values in known if values]
-            own[name] = interval(known) if known else None
+            known = []
+            for part, one in zip(parts, same, strict=True):
+                said = zip(one[name], _recordings(part), strict=False)
+                pairs = [pair for pair in said if pair[0] is not None]
+                known += [list(zip(*pairs, strict=True))] if pairs else []
+            least = -1.0 if name == "rank" else 0.0
+            own[name] = (
+                interval(*zip(*known, strict=True), least=least) if known else None
+            )
         found.append(own)
     return found
 
 
-def _known_mean(values: Sequence[Any]) -> float | None:
-    """The mean of what is not NaN; None of nothing."""
-    known = np.concatenate([np.atleast_1d(v) for v in values])
-    known = known[~np.isnan(known)]
-    return float(known.mean()) if known.size else None
-
-
-def _consistent(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Mean over channels and seeds."""
-    return [
-        {
-            "method": row["method"],
-            **{
-                kind: _known_mean([one[kind] for one in _same(row, parts)])
-                for kind in row
-                if kind != "method"
-            },
-        }
-        for row in parts[0]
-    ]
+def _consistent(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """Mean over channels and seeds, and its interval; None of nothing."""
+    found = []
+    for row in parts[0]["consistent"]:
+        same = _same(row, [part["consistent"] for part in parts])
+        own: dict[str, Any] = {"method": row["method"]}
+        for kind in row.keys() - {"method"}:
+            several = [np.atleast_1d(np.array(one[kind], float)) for one in same]
+            known = [v[~np.isnan(v)] for v in several if not np.all(np.isnan(v))]
+            own[kind] = interval(known, least=-1.0) if known else None
+        found.append(own)
+    return found

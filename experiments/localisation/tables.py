@@ -8,9 +8,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from apex_jax import schemes
-from experiments.localisation import stable, summary, variants
+from experiments.localisation import plants, stable, summary, variants
 
 LEAST_ACCURACY = 0.95
+# Whose evidence is also shown as published.
+PLAIN = ("CAM", variants.RAW, "paper")
+# What stays of an explanation, by the words for it.
+STAYS = {
+    "same class": "same_class",
+    "same channel": "same_channel",
+    "of the top four": "top_channels",
+    "rank": "rank",
+    "region": "region",
+    "prototypes": "prototypes",
+}
+# Of other channels, and of other weights, not all numbers mean anything.
+SAID = {
+    stable.SEED: ("same_class", "region", "prototypes"),
+    stable.RANDOM: ("region",),
+    stable.ANOTHER: ("same_channel", "top_channels", "rank", "region", "prototypes"),
+}
 # Of the table at a glance: an event, and what found the places.
 Column = tuple[str, str]
 
@@ -42,8 +59,9 @@ def markdown(results: dict[str, Any]) -> str:
             "found. Means over seeds, in brackets 95 % bootstrap intervals over seeds "
             "and clips, and each seed's own.",
             _hits(found["rows"], scheme, axis),
-            "Hits by scheme, along the axes that both have:",
-            _by_scheme(found["rows"], axis),
+            "Hits under each scheme, along each axis that scheme and event both have, "
+            "top channel / best of 4, and overlap:",
+            _by_scheme(found["rows"], event),
             "How U was learned:",
             _learned(found["learned"]),
             *_areas(found["faithful"]),
@@ -110,15 +128,12 @@ def _at_a_glance(events: dict[str, Any]) -> list[str]:
 def _told(
     rows: Sequence[dict[str, Any]], scheme: str | None = None
 ) -> list[dict[str, Any]]:
-    """Of a scheme; plain evidence only of the channels as they are and as published.
-
-    Of two classes it orders what has no channels as contrastive evidence does.
-    """
+    """Of a scheme; plain evidence only of what is published with it."""
     return [
         row
         for row in rows
         if (scheme is None or row["scheme"] == scheme)
-        and (row.get("evidence") != "plain" or row["method"] in (variants.RAW, "paper"))
+        and (row.get("evidence") != "plain" or row["method"] in PLAIN)
     ]
 
 
@@ -155,19 +170,33 @@ def _hits(rows: Sequence[dict[str, Any]], scheme: str, axis: str) -> str:
     )
 
 
-def _by_scheme(rows: Sequence[dict[str, Any]], axis: str) -> str:
+def _by_scheme(rows: Sequence[dict[str, Any]], event: plants.Name) -> str:
+    """Top channel and best of four along each axis that scheme and event both have."""
+    columns: list[tuple[str, str]] = []
+    for scheme in schemes.SCHEMES:
+        whole = scheme not in ("time", "frequency")
+        axes = [axis for axis in plants.AXES[event] if whole or axis == scheme]
+        columns += [(scheme, axis) for axis in (*axes, "iou") if axes]
     by_name: dict[str, dict[str, Any]] = {}
     for row in _told(rows):
         by_name.setdefault(_name(row), {})[row["scheme"]] = row["scores"]
-    lines = []
-    for name, scores in by_name.items():
-        cells = []
-        for scheme in schemes.SCHEMES:
-            along = _axis(scheme, axis)
-            there = along is not None and scheme in scores
-            cells.append(f"{scores[scheme][along][0]:.2f}" if there else "")
-        lines.append([name, *cells])
-    return _table("method | " + " | ".join(map(_words, schemes.SCHEMES)), lines)
+
+    def cell(scores: dict[str, Any] | None, axis: str) -> str:
+        if scores is None:
+            return ""
+        found = [scores[n][0] for n in (axis, f"{axis}, best") if n in scores]
+        return " / ".join(f"{value:.2f}" for value in found)
+
+    words = {"both": "joint", "iou": "overlap"}
+    return _table(
+        " | ".join(
+            ["method", *(f"{_words(s)}: {words.get(a, a)}" for s, a in columns)]
+        ),
+        [
+            [name, *(cell(scores.get(scheme), axis) for scheme, axis in columns)]
+            for name, scores in by_name.items()
+        ],
+    )
 
 
 def _learned(rows: Sequence[dict[str, Any]]) -> str:
@@ -178,7 +207,7 @@ def _learned(rows: Sequence[dict[str, Any]]) -> str:
             [
                 row["variant"],
                 _words(row["scheme"]),
-                " to ".join(f"{p:.3f}" for p in row["purity"]),
+                ", ".join(f"{p:.3f}" for _, p in row["purity"]),
                 ", ".join(f"{s:.0f}" for s in row["seconds"]),
                 ", ".join(f"{c:.0f}" for c in row["condition_number"]),
                 "; ".join(_short(r) for r in row["rank"]),
@@ -206,7 +235,7 @@ def _areas(rows: Sequence[dict[str, Any]]) -> list[str]:
         cells = [_name(row), row["heat"]]
         for name in ("deletion", "insertion"):
             p = row.get(f"{name} p")
-            cells += [_cell(row[name]), "" if p is None else f"{p:.3f}"]
+            cells += [_cell(row[name]), "" if p is None else _p(p)]
         lines.append(cells)
     return [
         "Areas below the probability while the hottest is silenced first (small is "
@@ -221,7 +250,7 @@ def _hidden(rows: Sequence[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     lines = [
-        [_name(row), _cell(row["own"]), _cell(row["random"]), f"{row['p']:.4f}"]
+        [_name(row), _cell(row["own"]), _cell(row["random"]), _p(row["p"])]
         for row in _told(rows)
     ]
     return [
@@ -231,13 +260,17 @@ def _hidden(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def _alike(rows: Sequence[dict[str, Any]]) -> str:
-    def word(value: float | None) -> str:
-        return "–" if value is None else f"{value:.2f}"
+    def word(found: summary.Interval | None) -> str:
+        return "–" if found is None else f"{found[0]:.2f}"
 
     def beside(row: dict[str, Any], kind: str) -> str:
         chance = (row[f"{kind}, any clips"], row[f"{kind}, same class"])
-        return f"{word(row[kind])} ({', '.join(map(word, chance))})"
+        return f"{_cell(row[kind]) or '–'} ({', '.join(map(word, chance))})"
 
     return _table(
         "prototypes of | pairs of one class (any clips) | alike in time (any clips, "
@@ -245,7 +278,7 @@ def _alike(rows: Sequence[dict[str, Any]]) -> str:
         [
             [
                 row["method"],
-                f"{word(row['same_class'])} ({row['chance']:.2f})",
+                f"{_cell(row['same_class']) or '–'} ({word(row['chance'])})",
                 beside(row, "time"),
                 beside(row, "frequency"),
             ]
@@ -293,13 +326,15 @@ def _stays(rows: Sequence[dict[str, Any]]) -> list[str]:
         return []
     changes = list(dict.fromkeys(row["change"] for row in rows))
     return [
-        "The top channel after a change: how often it is the same one; rank "
-        "correlation of all channels' contributions; intersection over union of its "
-        "region with that before, and what any region's is; share of its prototypes "
-        "that stay. Of random weights the region counts alone, since U and prototypes "
-        "stay those of the trained network:",
+        "An explanation after a change: how often the class is the same, and the top "
+        "channel; how many of the four largest channels stay among them; rank "
+        "correlation of all channels' contributions; intersection over union of the "
+        "top channel's region with that before; share of its prototypes that stay. "
+        "What explanations of different clips share is the level to compare with. Of "
+        "random weights the region counts alone, since U and prototypes stay those of "
+        "the trained network:",
         _table(
-            "change | U | same channel | rank | region | any region | prototypes",
+            " | ".join(["change", "U", *STAYS]),
             [
                 [change, _name(row), *_agreement(row)]
                 for change in changes
@@ -311,23 +346,8 @@ def _stays(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _agreement(row: dict[str, Any]) -> list[str]:
-    """Of other channels, and of other weights, not all numbers mean anything."""
-    unsaid = {
-        stable.SEED: ("same_channel", "rank"),
-        stable.RANDOM: ("same_channel", "rank", "prototypes"),
-    }.get(row["change"], ())
-    names = ("same_channel", "rank", "region", "region by chance", "prototypes")
-    return ["–" if name in unsaid else _cell(row[name]) or "–" for name in names]
-
-
-def _axis(scheme: schemes.Scheme, axis: str) -> str | None:
-    """The axis that a scheme and an event both have."""
-    fixed = {"time": ("time",), "frequency": ("frequency",)}.get(
-        scheme, ("time", "frequency", "both")
-    )
-    if axis in fixed:
-        return axis
-    return fixed[0] if axis == "both" else None
+    said = SAID.get(row["change"], STAYS.values())
+    return [_cell(row[name]) or "–" if name in said else "–" for name in STAYS.values()]
 
 
 def comma_separated(results: dict[str, Any]) -> str:

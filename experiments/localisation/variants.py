@@ -45,9 +45,9 @@ WAYS: tuple[Way, ...] = (
     ("contrastive", "occlusion"),
 )
 
-# In the picture of regions, beside CAM, and under all schemes; the others under the one
-# that fits the event.
-SHOWN: tuple[Name, ...] = ("paper", "concentrated-few")
+# Shown in full: under all schemes, in the picture of regions, and by every measure. The
+# others are learned under the scheme that fits the event, and asked where they point.
+SHOWN: tuple[Name, ...] = ("paper", "few-prototypes", "concentrated-few")
 
 
 def ways_of(name: str) -> tuple[Way, ...]:
