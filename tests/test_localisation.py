@@ -104,7 +104,8 @@ def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
     again = run.main(config)
     assert "finished before" in capsys.readouterr().out
     assert again["events"] == results["events"]
-    for picture in ("burst/consistency.png", "burst/seed0/regions.png"):
+    pictures = "burst/consistency.png", "burst/curves.png", "burst/seed0/regions.png"
+    for picture in pictures:
         assert (tmp_path / "run" / picture).stat().st_size > 10_000
 
     scores = tmp_path / "burst-0.json.gz"
@@ -112,6 +113,7 @@ def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
     scores.write_bytes(gzip.compress(content))
     merged = merge.main(merge.Config(scores=(scores,), output=tmp_path / "merged"))
     assert merged["events"] == results["events"]
+    assert (tmp_path / "merged/burst/curves.png").exists()
     assert (tmp_path / "merged/localisation.md").read_text() == (
         tmp_path / "run/localisation.md"
     ).read_text()

@@ -130,6 +130,7 @@ def test_curves_are_compared_with_random_heat_of_their_kind():
         return {
             "method": method, "locate": "", "heat": heat,
             "deletion": [deletion] * 6, "insertion": [insertion] * 6,
+            "curves": {"share": [0.0, 1.0], "deletion": [deletion, 0.0]},
         }  # fmt: skip
 
     part = {
@@ -147,6 +148,7 @@ def test_curves_are_compared_with_random_heat_of_their_kind():
         assert regions[name] == pytest.approx(least, abs=0.01)
         assert heatmap[name] == 1
     assert regions["deletion"] == pytest.approx((0.2, 0.2, 0.2))
+    assert regions["curves"]["deletion"] == [0.2, 0.0]
 
 
 def test_two_seeds_of_the_optimisation_stand_side_by_side():

@@ -27,7 +27,7 @@ class Config:
     scores: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Files scores.json, or gzipped, of an event and a seed each."""
     output: Path
-    """Folder for localisation.md and .csv, and the pictures of consistency."""
+    """Folder for localisation.md and .csv, and a folder of pictures for each event."""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -36,7 +36,6 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
       ValueError: no files, files that are none of these, or two of one event and seed.
     """
-    from apex_jax import figures
     from experiments import results as results_lib
     from experiments.localisation import pictures, plants, summary, tables
 
@@ -60,7 +59,7 @@ def main(config: Config) -> dict[str, Any]:
             raise ValueError(f"{event} has a seed twice: {seeds}")
         if found:
             events[event] = found
-    results = {
+    results: dict[str, Any] = {
         "experiment": "localisation",
         "events": {event: summary.of(found) for event, found in events.items()},
         "seeds": {
@@ -69,11 +68,7 @@ def main(config: Config) -> dict[str, Any]:
     }
     config.output.mkdir(parents=True, exist_ok=True)
     for name, found in events.items():
-        figures.save(
-            pictures.consistency(found),
-            config.output / f"consistency-{name}.png",
-            dpi=120,
-        )
+        pictures.of_seeds(config.output / name, found, results["events"][name])
     results_lib.write(
         config.output,
         "localisation",

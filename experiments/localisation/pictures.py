@@ -7,11 +7,12 @@ figures.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from apex_jax import disentangle, explanation, plot, pointing, schemes
+from apex_jax import disentangle, explanation, figures, plot, pointing, schemes
 from experiments.localisation import explained, scoring, variants
 
 if TYPE_CHECKING:
@@ -93,6 +94,61 @@ def _event(axes: Axes, box: np.ndarray) -> None:
             linestyle=(0, (3, 1.5)),
         )
     )
+
+
+def of_seeds(
+    folder: Path, parts: Sequence[Mapping[str, Any]], found: Mapping[str, Any]
+) -> None:
+    """Writes an event's pictures of all seeds, consistency.png and curves.png.
+
+    Args:
+      folder: made where it is not there.
+      parts: of each seed its `scores.json`.
+      found: what `summary.of` made of them; without curves there is no picture of any.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figures.save(consistency(parts), folder / "consistency.png", dpi=120)
+    if found["faithful"]:
+        figures.save(curves(found["faithful"]), folder / "curves.png", dpi=120)
+
+
+def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Probability while the hottest is silenced, and while it comes back; all seeds.
+
+    Args:
+      rows: what `summary.of` found to be `faithful`.
+    """
+    figure = plot.figure((10.0, 7.0))
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for line, kind in enumerate(("regions", "heatmap")):
+        for column, name in enumerate(("deletion", "insertion")):
+            axes = panels[line, column]
+            for row in rows:
+                if row["heat"] != kind:
+                    continue
+                number = methods.index(row["method"])
+                axes.plot(
+                    row["curves"]["share"],
+                    row["curves"][name],
+                    color="0.3" if row["method"] == "random" else f"C{number % 10}",
+                    # By map, as published, or not: the eye has to tell them apart.
+                    linestyle=":" if row["locate"] == "map" else "-",
+                    label=", ".join(filter(None, (row["method"], row["locate"]))),
+                )
+            axes.set_title(f"{name}, {kind}", fontsize=plot.TITLE)
+            axes.grid(alpha=0.3)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("probability of the class")
+    for axes, how in zip(panels[1], ("silenced", "heard"), strict=True):
+        axes.set_xlabel(f"share {how}, hottest first")
+    panels[0, 0].set_xlim(0, 1)
+    panels[0, 0].set_ylim(-0.02, 1.02)
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside right center", fontsize=plot.CAPTION, frameon=False
+    )
+    return figure
 
 
 def consistency(parts: Sequence[Mapping[str, Any]]) -> Figure:

@@ -80,8 +80,7 @@ def main(config: options.Config) -> dict[str, Any]:
     }
     if hosts.is_primary():
         for name, found in parts.items():
-            figure = pictures.consistency(found)
-            figures.save(figure, output / name / "consistency.png", dpi=120)
+            pictures.of_seeds(output / name, found, results["events"][name])
     results_lib.write(
         output, "localisation", results, tables.FORMS, tables.terminal(results)
     )

@@ -207,6 +207,10 @@ def _faithful(parts: Sequence[Part]) -> list[dict[str, Any]]:
         same = _same(row, of_all)
         chance = _same({"method": "random", "heat": row["heat"]}, of_all)
         own = {name: row[name] for name in ("method", "locate", "heat")}
+        own["curves"] = {
+            name: np.mean([one["curves"][name] for one in same], axis=0).tolist()
+            for name in row["curves"]
+        }
         for name, sign in (("deletion", -1), ("insertion", 1)):
             own[name] = _over_clips(parts, [one[name] for one in same])
             several = all(len(one[name]) > 1 for one in same)

@@ -65,7 +65,7 @@ def faithful(
     lime: Sequence[np.ndarray] = (),
     on_progress: progress.OnProgress,
 ) -> list[dict[str, Any]]:
-    """Areas of insertion and deletion, one a clip, by method and kind of heat.
+    """Areas of insertion and deletion, one a clip, and the mean curves of all clips.
 
     Evidence is contrastive, of the methods without channels too. Of each there are a
     heatmap and the scheme's regions by rank; only heat of one kind compares.
@@ -83,7 +83,7 @@ def faithful(
     first = next(iter(explainers.values()))
     front_end, classifier, grid = first.front_end, first.classifier, first.grid()
     assert front_end is not None
-    areas: dict[Heat, list[tuple[float, float]]] = {}
+    by_heat: dict[Heat, list[faithfulness.Curves]] = {}
     for number, clip in enumerate(clips):
         seen = first.occluded(first.look(clip.path, offset_s=clip.offset_s))
         assert seen.spectrogram is not None
@@ -125,23 +125,32 @@ def faithful(
                 )
                 for heat in several
             ]
-            areas.setdefault(which, []).append(
-                (
-                    float(np.mean([one.deletion_area for one in found])),
-                    float(np.mean([one.insertion_area for one in found])),
-                )
-            )
+            by_heat.setdefault(which, []).append(_mean_curves(found))
         on_progress(1)
     return [
         {
             "method": method,
             "locate": locate,
             "heat": heat,
-            "deletion": [round(one[0], 6) for one in found],
-            "insertion": [round(one[1], 6) for one in found],
+            "deletion": [round(one.deletion_area, 6) for one in found],
+            "insertion": [round(one.insertion_area, 6) for one in found],
+            "curves": {
+                name: np.round(values, 6).tolist()
+                for name, values in vars(_mean_curves(found)).items()
+            },
         }
-        for (method, locate, heat), found in areas.items()
+        for (method, locate, heat), found in by_heat.items()
     ]
+
+
+def _mean_curves(several: Sequence[faithfulness.Curves]) -> faithfulness.Curves:
+    """Step by step; of as many steps each."""
+    return faithfulness.Curves(
+        **{
+            name: np.mean([getattr(one, name) for one in several], axis=0)
+            for name in ("share", "deletion", "insertion")
+        }
+    )
 
 
 def _without_channels(
