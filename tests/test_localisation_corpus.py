@@ -1,5 +1,6 @@
 """Planted events are where they are said to be; what they are planted in."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,41 @@ def test_no_recording_is_in_two_splits(speech):
     few = [Path("1-100-A.wav"), Path("1-100-B.wav"), Path("2-7-A.wav")]
     with pytest.raises(ValueError, match="2 recordings are too few"):
         corpus._split(few, 0)  # takes of a source are one recording
+
+
+def test_real_sounds_over_others_and_which_they_are(tmp_path, rng):
+    """As ESC-10 lies: takes of one source share the first two parts of their name."""
+    rate = options.SOUNDS.sample_rate
+    for kind, names in (("event", corpus.EVENTS), ("background", corpus.BACKGROUNDS)):
+        for number, name in enumerate(names):
+            for source, take in itertools.product("xy", "AB"):
+                sound = 0.1 * rng.normal(size=4 * rate)
+                if kind == "event":  # loud for a moment
+                    sound[rate : rate + rate // 4] *= 30
+                path = (
+                    tmp_path / "esc10" / name / f"1-{number}{source}{kind}-{take}-7.wav"
+                )
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, sound.clip(-1, 1), rate)
+    config = options.Config(
+        events=("sound",), clips=(20, 8, 8), sounds=tmp_path / "esc10"
+    )
+    log = data.SkipLog(strict=True)
+    made = corpus.make(tmp_path / "made", config, "sound", 0, skip_log=log)
+    heard = []
+    for part in (made.splits.train, made.splits.validation, made.splits.test):
+        planted = [str(clip.path) for clip in part if clip.label]
+        assert planted == [str(c.path) for c in part if str(c.path) in made.recordings]
+        heard.append({made.recordings[path] for path in planted})
+        for path in planted:
+            samples, _ = soundfile.read(path)
+            event = made.events[path]
+            start, end = (round(t * rate) for t in (event.start_s, event.end_s))
+            assert 0.2 < event.end_s - event.start_s < 0.4
+            inside, outside = samples[start:end], np.delete(samples, slice(start, end))
+            assert np.mean(inside**2) > 5 * np.mean(outside**2)
+    assert all(heard)
+    assert sum(map(len, heard)) == len(set.union(*heard)) <= 2 * len(corpus.EVENTS)
 
 
 def test_babble_where_no_speech_is_given(tmp_path):
