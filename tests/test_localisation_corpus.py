@@ -116,7 +116,7 @@ def test_real_sounds_over_others_and_which_they_are(tmp_path, rng):
     for kind, names in (("event", corpus.EVENTS), ("background", corpus.BACKGROUNDS)):
         for number, name in enumerate(names):
             for source, take in itertools.product("xy", "AB"):
-                sound = 0.1 * rng.normal(size=4 * rate)
+                sound = 0.01 * rng.normal(size=4 * rate)
                 if kind == "event":  # loud for a moment
                     sound[rate : rate + rate // 4] *= 30
                 path = (
