@@ -332,11 +332,11 @@ def _baselines(of: explained.Explained, scheme: schemes.Scheme) -> list[dict]:
         _row(of, "always the same", scheme, always),
     ]
     for kind, locate in variants.WAYS:
-        options = (of.classifier, of.views(scheme, locate), explained.PLANTED, scheme)
+        asked = (of.classifier, of.views(scheme, locate), explained.PLANTED, scheme)
         name = "CAM" if locate == "map" else trust.CLASS
-        where = {name: scoring.whole(*options, kind=kind)}
+        where = {name: scoring.whole(*asked, kind=kind)}
         if locate == "map":
-            where["Grad-CAM"] = scoring.grad_cam(*options, kind=kind)
+            where["Grad-CAM"] = scoring.grad_cam(*asked, kind=kind)
         rows += [
             _row(of, name, scheme, found, (kind, locate))
             for name, found in where.items()

@@ -153,6 +153,8 @@ def _explained(
     target: int | None,
 ) -> dict[tuple[str, variants.Way], explanation.Explanation]:
     """Of each explainer each way; the regions' effects are the network's, so one."""
+    if not explainers:
+        return {}
     seen = next(iter(explainers.values())).occluded(seen)
     return {
         (name, way): _top_channel(one, seen, target, way)
