@@ -10,10 +10,11 @@ the other classes. `contrastive` takes that freedom away.
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from apex_jax import classifier as classifier_lib
@@ -94,6 +95,80 @@ def contributions(
       target: the class c.
     """
     return head.weight[target] * jax.nn.relu(pooled)
+
+
+class Parts(NamedTuple):
+    """What moves a class's logit in a clip, each at least 0.
+
+    Attributes:
+      first: the largest contribution.
+      top: the largest ones together, as many as were asked for.
+      positive: all contributions above 0.
+      absent: what speaks for the class where contributions do not look: channels below
+        0 that the head weighs negatively.
+      against: what speaks against it.
+    """
+
+    first: jax.Array | np.ndarray
+    top: jax.Array | np.ndarray
+    positive: jax.Array | np.ndarray
+    absent: jax.Array | np.ndarray
+    against: jax.Array | np.ndarray
+
+    @property
+    def every(self) -> jax.Array | np.ndarray:
+        """All that moves the logit, `sum_k |What[c, k] mean(Zhat)_k|`."""
+        return self.positive + self.absent + self.against
+
+
+def parts(
+    head: classifier_lib.LinearHead,
+    pooled: Float[Array, " chan"],
+    target: Int[Array, ""],
+    *,
+    top: int = 4,
+) -> Parts:
+    """What moves a class's logit, by who carries it and by its sign. Unbatched.
+
+    Args:
+      head: the compensated head.
+      pooled: `mean(Zhat)`, the transformed pooled vector.
+      target: the class c.
+      top: how many of the largest contributions count as such, at most all.
+    """
+    positive = jax.nn.relu(contributions(head, pooled, target))
+    moves = head.weight[target] * pooled
+    largest, _ = jax.lax.top_k(positive, min(top, len(positive)))
+    return Parts(
+        first=largest[0],
+        top=jnp.sum(largest),
+        positive=jnp.sum(positive),
+        absent=jnp.sum(jnp.where(pooled < 0, jax.nn.relu(moves), 0)),
+        against=jnp.sum(jax.nn.relu(-moves)),
+    )
+
+
+def needed(
+    head: classifier_lib.LinearHead,
+    pooled: Float[Array, " chan"],
+    target: Int[Array, ""],
+    *,
+    share: float = 0.9,
+) -> Int[Array, ""]:
+    """The fewest channels whose contributions make up a share of the positive ones.
+
+    Unbatched; 0 where nothing speaks for the class.
+
+    Args:
+      head: the compensated head.
+      pooled: `mean(Zhat)`, the transformed pooled vector.
+      target: the class c.
+      share: between 0 and 1.
+    """
+    positive = jax.nn.relu(contributions(head, pooled, target))
+    gathered = jnp.cumsum(jnp.sort(positive, descending=True))
+    missing = gathered < share * gathered[-1]
+    return jnp.where(gathered[-1] > 0, jnp.sum(missing) + 1, 0)
 
 
 def concentration(

@@ -32,6 +32,7 @@ from apex_jax import (
     train,
 )
 from apex_jax.commands import clips as command_clips
+from apex_jax.commands import evaluate
 from apex_jax.commands import explain as explain_command
 from apex_jax.models import audioprotopnet, convnext
 
@@ -732,6 +733,42 @@ def test_evaluate(root, fitted, capsys):
     assert f"{results['masking']['p_value']:.3f}" in out
     assert "accuracy" in out
     assert "macro AUROC" in out
+    carried = results["evidence"]
+    assert carried["kind"] == "contrastive"
+    share = f"{carried['share']['first']:24.2f}{carried['share_of_all']['first']:24.2f}"
+    assert f"top channel         {share}" in out
+
+
+def test_what_the_top_channels_carry_by_hand(fitted, rng):
+    explainer = explain.load(fitted)
+    head = explainer.classifier.head
+    weight, bias = np.asarray(head.weight), np.asarray(head.bias)
+    pooled = rng.normal(size=(30, weight.shape[1])).astype(np.float32)
+    logits = pooled @ weight.T + bias
+    found = evaluate._carried(explainer, pooled, logits, "plain")
+    inverse = np.linalg.inv(np.asarray(explainer.transform.matrix, np.float64))
+    moved = np.asarray(explainer.transform(pooled), np.float64)
+    firsts, fours, firsts_of_all, counts, tops = [], [], [], [], set()
+    for clip, said in zip(moved, logits, strict=True):
+        moves = (weight[said.argmax()] @ inverse) * clip
+        seen = np.where(clip > 0, moves.clip(0), 0)
+        falling = np.sort(seen)[::-1]
+        firsts.append(falling[0] / seen.sum())
+        fours.append(falling[:4].sum() / seen.sum())
+        firsts_of_all.append(falling[0] / np.abs(moves).sum())
+        so_far, count = 0.0, 0
+        while so_far < 0.9 * seen.sum():
+            so_far, count = so_far + falling[count], count + 1
+        counts.append(count)
+        tops.add(int(seen.argmax()))
+    assert found["share"] == pytest.approx(
+        {"first": np.mean(firsts), "top_four": np.mean(fours)}, rel=1e-3
+    )
+    assert found["share_of_all"]["first"] == pytest.approx(
+        np.mean(firsts_of_all), rel=1e-3
+    )
+    assert found["channels_for_nine_tenths"] == pytest.approx(np.mean(counts), abs=0.1)
+    assert found["different_top_channels"] == len(tops)
 
 
 def test_evaluate_on_other_data(root, fitted, capsys):

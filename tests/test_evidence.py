@@ -111,3 +111,30 @@ def test_no_evidence_is_not_concentrated_and_pulls_nowhere(weight):
     )
     assert float(value) == 0
     np.testing.assert_array_equal(gradient, np.zeros(4))
+
+
+def test_what_moves_a_logit_is_all_of_it(rng):
+    head, pooled = head_of(rng), rng.normal(size=(20, C)).astype(np.float32)
+    for clip in pooled:
+        found = evidence.parts(head, jnp.asarray(clip), jnp.int32(2), top=3)
+        moves = head.weight[2] * clip
+        positive = np.sort(np.where(clip > 0, moves.clip(0), 0))[::-1]
+        assert float(found.first) == pytest.approx(positive[0])
+        assert float(found.top) == pytest.approx(positive[:3].sum(), rel=1e-5)
+        assert float(found.every) == pytest.approx(np.abs(moves).sum(), rel=1e-5)
+        assert float(found.positive + found.absent - found.against) == pytest.approx(
+            moves.sum(), abs=1e-5
+        )
+        few = evidence.parts(head, jnp.asarray(clip), jnp.int32(2), top=99)
+        assert float(few.top) == pytest.approx(float(found.positive), rel=1e-6)
+
+
+def test_how_many_channels_make_up_a_share():
+    head = classifier_lib.LinearHead(
+        weight=np.array([[4.0, 3.0, 2.0, 1.0, -9.0]], np.float32),
+        bias=np.zeros(1, np.float32),
+    )
+    for share, expected in ((0.3, 1), (0.41, 2), (0.7, 2), (0.75, 3), (1.0, 4)):
+        found = evidence.needed(head, jnp.ones(5), jnp.int32(0), share=share)
+        assert int(found) == expected
+    assert int(evidence.needed(head, -jnp.ones(5), jnp.int32(0))) == 0

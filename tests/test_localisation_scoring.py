@@ -85,7 +85,8 @@ def test_what_moves_the_logit_by_hand(rng):
     head = classifier_lib.LinearHead(weight=weight, bias=np.zeros(2, np.float32))
     classifier = classifier_lib.of_maps(head, corpus.CLASSES)
     found = channels(classifier, maps, "time", "plain")
-    for clip, parts in zip(pooled, found.parts, strict=True):
+    of_all = np.stack(found.parts, axis=1)
+    for clip, parts in zip(pooled, of_all, strict=True):
         moves = weight[1] * clip
         seen = sorted(moves[(clip > 0) & (moves > 0)], reverse=True)
         expected = (
@@ -99,7 +100,7 @@ def test_what_moves_the_logit_by_hand(rng):
         assert parts[2] + parts[3] + parts[4] == pytest.approx(np.abs(moves).sum())
     np.testing.assert_allclose(
         found.shares()["share of all"],
-        found.parts[:, 0] / found.parts[:, 2:].sum(axis=1),
+        of_all[:, 0] / of_all[:, 2:].sum(axis=1),
         rtol=1e-5,
     )
 

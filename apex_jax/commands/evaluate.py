@@ -4,7 +4,7 @@
 
 Scores of the classifier and of APEX, which have to agree; the invariance audit; and
 the masking study: does hiding the region APEX points at hurt more than hiding a random
-one of the same shape?
+one of the same shape? And how much of what decides the channels carry that are shown.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from apex_jax import (
@@ -21,11 +22,14 @@ from apex_jax import (
     checkpoint,
     data,
     disentangle,
+    evidence,
+    explain,
     masking,
     metrics,
     objective,
     progress,
     runs,
+    settings,
     significance,
 )
 from apex_jax import classifier as classifier_lib
@@ -54,7 +58,7 @@ def main(config: options.Evaluate) -> dict[str, Any]:
     with stages("data"):
         explainer = runs.load([config.run])[config.run]
         classifier, front_end = explainer.classifier, runs.front_end_of(explainer)
-        evidence = config.evidence or explainer.evidence
+        kind = config.evidence or explainer.evidence
         locate = config.locate or "occlusion"
         tested = _clips(config, classifier, front_end, skip_log)
     with stages("classify"):
@@ -79,7 +83,7 @@ def main(config: options.Evaluate) -> dict[str, Any]:
             scheme=explainer.scheme,
             draws=config.draws,
             exclude_own=config.exclude_own,
-            evidence=evidence,
+            evidence=kind,
             locate=locate,
             on_progress=on_progress,
             **options,
@@ -98,6 +102,7 @@ def main(config: options.Evaluate) -> dict[str, Any]:
             "apex": _scores(read, apex, classifier),
         },
         "invariance": dataclasses.asdict(audit),
+        "evidence": _carried(explainer, pooled, logits, kind),
         "masking": {
             "p_value": _p_value(masked, study, classifier),
             "none": _scores(masked, study.none, classifier),
@@ -105,7 +110,7 @@ def main(config: options.Evaluate) -> dict[str, Any]:
             "random": {
                 "draws": config.draws,
                 "exclude_own": config.exclude_own,
-                "evidence": evidence,
+                "evidence": kind,
                 "locate": locate,
                 **{
                     name: {
@@ -152,6 +157,19 @@ def table(results: dict[str, Any]) -> str:
         )
     if masked["p_value"] is not None:
         lines.append(f"{'p, permutation test':60}{masked['p_value']:12.3f}")
+    carried = results["evidence"]
+    lines += [
+        "",
+        f"evidence for the predicted class ({carried['kind']}), mean over clips",
+        f"{'':20}{'of what speaks for it':>24}{'of all that moves it':>24}",
+        *(
+            f"{name:20}{carried['share'][key]:24.2f}{carried['share_of_all'][key]:24.2f}"
+            for name, key in (("top channel", "first"), ("top four", "top_four"))
+        ),
+        "channels that make up nine tenths of what speaks for it: "
+        f"{carried['channels_for_nine_tenths']:.0f}",
+        f"channels that are on top in some clip: {carried['different_top_channels']}",
+    ]
     return "\n".join([*lines, ""])
 
 
@@ -173,6 +191,40 @@ def notes(results: dict[str, Any]) -> list[str]:
             f"({NAMES[key]} {apex:.3f} against {random:.3f})"
         )
     return found
+
+
+def _carried(
+    explainer: explain.Explainer,
+    pooled: np.ndarray,
+    logits: np.ndarray,
+    kind: settings.Evidence,
+) -> dict[str, Any]:
+    """How much of the evidence for the predicted class the top channels carry."""
+    head = evidence.head_of(explainer.head, explainer.classifier.activation, kind)
+    moved = explainer.transform(pooled), jnp.asarray(logits.argmax(axis=1))
+
+    def one(clip):
+        share = evidence.contributions(head, *clip)
+        found = evidence.parts(head, *clip)
+        return found, evidence.needed(head, *clip), jnp.argmax(share)
+
+    found, needed, top = jax.tree.map(np.asarray, jax.lax.map(one, moved))
+    least = np.finfo(np.float32).tiny
+
+    def shares(total: np.ndarray) -> dict[str, float]:
+        carried = {"first": found.first, "top_four": found.top}
+        return {
+            name: float(np.mean(part / np.maximum(total, least)))
+            for name, part in carried.items()
+        }
+
+    return {
+        "kind": kind,
+        "share": shares(found.positive),
+        "share_of_all": shares(found.every),
+        "channels_for_nine_tenths": float(np.mean(needed)),
+        "different_top_channels": len(np.unique(top)),
+    }
 
 
 def _clips(

@@ -314,7 +314,9 @@ def _channels(
         row = _row(of, name, scheme, found.where, way, more=found.shares())
         row["top"] = found.top.tolist()
         if way[1] == "map":  # what is carried does not hang on where it is
-            row["parts"] = _rounded(found.parts)
+            row["parts"] = {
+                name: _rounded(values) for name, values in found.parts._asdict().items()
+            }
         rows.append(row)
     return rows
 

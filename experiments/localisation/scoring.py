@@ -36,10 +36,6 @@ NUM_CHANNELS = 4  # and regions of what has no channels
 # Locations `[clip, top, 2]`, the first choice first, and whether each is one,
 # `[clip, top]`: heat of nothing has no place.
 Where = tuple[np.ndarray, np.ndarray]
-# What moves the class's logit in a clip: the first channel's contribution and that of
-# all top ones; all positive contributions; what speaks for it where contributions do
-# not look, a channel below zero that the head weighs negatively; what speaks against.
-PARTS = ("first", "top", "positive", "absent", "against")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,24 +46,26 @@ class Pointing:
       where: of each of them, the largest contribution first. One that contributes
         nothing, or from which no silence takes anything, is nowhere.
       top: which they are, `[clip, top]`.
-      parts: of the evidence, `PARTS`, `[clip, 5]`.
+      parts: of the evidence, `[clip]` each.
     """
 
     where: Where
     top: np.ndarray
-    parts: np.ndarray
+    parts: evidence.Parts
 
     def shares(self) -> dict[str, np.ndarray]:
         """Of the positive evidence, and of all that moves the logit, `[clip]`.
 
         That of the first channel, and with "best" that of all top ones.
         """
-        first, top, positive, *others = self.parts.T
-        every = positive + sum(others)
+        parts, least = self.parts, np.finfo(np.float32).tiny
         return {
-            f"{name}{of}": carried / np.maximum(total, np.finfo(np.float32).tiny)
-            for name, total in (("share", positive), ("share of all", every))
-            for of, carried in (("", first), (", best", top))
+            f"{name}{of}": np.asarray(carried) / np.maximum(np.asarray(total), least)
+            for name, total in (
+                ("share", parts.positive),
+                ("share of all", parts.every),
+            )
+            for of, carried in (("", parts.first), (", best", parts.top))
         }
 
 
@@ -85,7 +83,7 @@ def _channels(
 ) -> tuple[
     Int[Array, "clip top 2"],
     Bool[Array, "clip top"],
-    Float[Array, "clip 5"],
+    evidence.Parts,
     Int[Array, "clip top"],
 ]:
     def one(clip):
@@ -96,17 +94,7 @@ def _channels(
         locations, somewhere = jax.vmap(
             lambda k: _place(scheme, views, transform.matrix[k])
         )(top)
-        moves = head.weight[target] * transformed
-        absent = jnp.sum(jnp.where(transformed < 0, jax.nn.relu(moves), 0))
-        parts = jnp.stack(
-            [
-                largest[0],
-                jnp.sum(largest),
-                jnp.sum(share),
-                absent,
-                jnp.sum(jax.nn.relu(-moves)),
-            ]
-        )
+        parts = evidence.parts(head, transformed, target, top=num)
         # A channel whose mean is above zero is so somewhere on its map.
         there = largest > 0
         if locate == "occlusion":
@@ -154,7 +142,7 @@ def channels(
         locate=locate,
         num=num,
     )
-    locations, there, parts, top = (np.asarray(a) for a in found)
+    locations, there, parts, top = jax.tree.map(np.asarray, found)
     return Pointing(where=(locations, there), parts=parts, top=top)
 
 
