@@ -227,7 +227,10 @@ def _pretrained(path: Path) -> convnext.ConvNeXt:
 
 
 def train_prototypes(
-    folder: Path, problem: Problem, config: options.Common, backbone: convnext.ConvNeXt
+    folder: Path,
+    problem: Problem,
+    config: options.Reproduction,
+    backbone: convnext.ConvNeXt,
 ) -> tuple[prototypes.AudioProtoPNet, dict[str, Any] | None]:
     """An AudioProtoPNet trained on a trained ConvNeXt, kept in `folder`.
 

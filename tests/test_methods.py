@@ -29,7 +29,7 @@ def problem(tmp_path_factory):
 
 
 def config(**changes):
-    return options.Common(
+    return options.Reproduction(
         batch_size=8,
         audioprotopnet=settings.PrototypeTraining(epochs=1, batch_size=8),
         **changes,

@@ -16,7 +16,7 @@ AUGMENT = settings.Augmentation.birdset()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(options.Common):
+class Config(options.Reproduction):
     """ConvNeXt, AudioProtoPNet and APEX on BirdSet."""
 
     table: Literal["3", "4"] = "3"

@@ -27,7 +27,7 @@ AUGMENT = settings.Augmentation(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(options.Common):
+class Config(options.Reproduction):
     """ConvNeXt, AudioProtoPNet and APEX on ESC-10, fold by fold."""
 
     data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")]

@@ -76,16 +76,7 @@ class Config(options.Common):
     """Of the ConvNeXt's stem: half the published one, for cells of half the size."""
     train: settings.Training = settings.Training(epochs=3)
     """Training of the classifier."""
-    # What all experiments share but this one has no use for, and so does not take.
-    scheme: tyro.conf.Suppress[options.Scheme] = "frequency"
-    mask_draws: tyro.conf.Suppress[int] = 10
-    exclude_own: tyro.conf.Suppress[bool] = False
-    evidence: tyro.conf.Suppress[settings.Evidence] = "plain"
-    locate: tyro.conf.Suppress[settings.Location] = "map"
-    audioprotopnet: tyro.conf.Suppress[settings.PrototypeTraining] = (
-        settings.PrototypeTraining()
-    )
-    push_prototypes: tyro.conf.Suppress[bool] = False
+    # It is one process's work: others can do other events and seeds.
     hosts: tyro.conf.Suppress[settings.Hosts] = settings.Hosts()
 
     def check(self) -> None:

@@ -160,7 +160,7 @@ def _one(
 
 def _of_one(config: options.Config) -> options.Config:
     """What one event and seed depend on: not on which others there are."""
-    return dataclasses.replace(config, events=(), seeds=1, scheme="frequency")
+    return dataclasses.replace(config, events=(), seeds=1)
 
 
 def _settings(config: options.Config) -> dict[str, Any]:

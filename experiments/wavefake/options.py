@@ -13,7 +13,7 @@ AUGMENT = settings.Augmentation.birdset().without_background
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(options.Common):
+class Config(options.Reproduction):
     """Explains a detector of vocoded speech with APEX."""
 
     recipe: Literal["small", "published"] = "small"
