@@ -120,6 +120,19 @@ class Parts(NamedTuple):
         """All that moves the logit, `sum_k |What[c, k] mean(Zhat)_k|`."""
         return self.positive + self.absent + self.against
 
+    def shares(self) -> dict[str, np.ndarray]:
+        """What the first channel carries, and with "best" all top ones, on the host.
+
+        Of the positive evidence, "share", and of all that moves the logit, "share of
+        all"; 0 where there is nothing to share.
+        """
+        least = np.finfo(np.float32).tiny
+        return {
+            f"{name}{of}": np.asarray(carried) / np.maximum(np.asarray(total), least)
+            for name, total in (("share", self.positive), ("share of all", self.every))
+            for of, carried in (("", self.first), (", best", self.top))
+        }
+
 
 def parts(
     head: classifier_lib.LinearHead,

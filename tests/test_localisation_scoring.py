@@ -68,7 +68,7 @@ def test_a_channel_that_is_the_plant_points_at_it(scheme, kind, rng):
     pooled = maps.mean(axis=(1, 2))
     weight = head.weight[1] - (head.weight[0] if kind == "contrastive" else 0)
     evidence = weight * pooled
-    shares = found.shares()
+    shares = found.parts.shares()
     np.testing.assert_allclose(
         shares["share"], evidence[:, 2] / evidence.sum(axis=1), rtol=1e-4
     )
@@ -99,7 +99,7 @@ def test_what_moves_the_logit_by_hand(rng):
         np.testing.assert_allclose(parts, expected, rtol=1e-4, atol=1e-6)
         assert parts[2] + parts[3] + parts[4] == pytest.approx(np.abs(moves).sum())
     np.testing.assert_allclose(
-        found.shares()["share of all"],
+        found.parts.shares()["share of all"],
         of_all[:, 0] / of_all[:, 2:].sum(axis=1),
         rtol=1e-5,
     )

@@ -209,19 +209,16 @@ def _carried(
         return found, evidence.needed(head, *clip), jnp.argmax(share)
 
     found, needed, top = jax.tree.map(np.asarray, jax.lax.map(one, moved))
-    least = np.finfo(np.float32).tiny
+    shares = found.shares()
 
-    def shares(total: np.ndarray) -> dict[str, float]:
-        carried = {"first": found.first, "top_four": found.top}
-        return {
-            name: float(np.mean(part / np.maximum(total, least)))
-            for name, part in carried.items()
-        }
+    def means(name: str) -> dict[str, float]:
+        carried = {"first": shares[name], "top_four": shares[f"{name}, best"]}
+        return {which: float(np.mean(each)) for which, each in carried.items()}
 
     return {
         "kind": kind,
-        "share": shares(found.positive),
-        "share_of_all": shares(found.every),
+        "share": means("share"),
+        "share_of_all": means("share of all"),
         "channels_for_nine_tenths": float(np.mean(needed)),
         "different_top_channels": len(np.unique(top)),
     }

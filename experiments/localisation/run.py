@@ -311,7 +311,7 @@ def _channels(
     rows = []
     for way in variants.WAYS:
         found = of.channels(transform, scheme, *way)
-        row = _row(of, name, scheme, found.where, way, more=found.shares())
+        row = _row(of, name, scheme, found.where, way, more=found.parts.shares())
         row["top"] = found.top.tolist()
         if way[1] == "map":  # what is carried does not hang on where it is
             row["parts"] = {

@@ -53,21 +53,6 @@ class Pointing:
     top: np.ndarray
     parts: evidence.Parts
 
-    def shares(self) -> dict[str, np.ndarray]:
-        """Of the positive evidence, and of all that moves the logit, `[clip]`.
-
-        That of the first channel, and with "best" that of all top ones.
-        """
-        parts, least = self.parts, np.finfo(np.float32).tiny
-        return {
-            f"{name}{of}": np.asarray(carried) / np.maximum(np.asarray(total), least)
-            for name, total in (
-                ("share", parts.positive),
-                ("share of all", parts.every),
-            )
-            for of, carried in (("", parts.first), (", best", parts.top))
-        }
-
 
 @functools.partial(jax.jit, static_argnames=("scheme", "locate", "num"))
 def _channels(

@@ -56,8 +56,8 @@ def markdown(results: dict[str, Any]) -> str:
             f"### {event}: {_words(scheme)} scheme",
             f"Seeds {', '.join(map(str, found['seeds']))}: test accuracy {accuracy}"
             f"{_weak(found['accuracy'])}; {sum(found['clips'])} clips with the event "
-            "found. Means over seeds, in brackets 95 % bootstrap intervals over seeds "
-            "and clips, and each seed's own.",
+            f"found{_shared(found)}. Means over seeds, in brackets 95 % bootstrap "
+            "intervals over seeds and clips, and each seed's own.",
             _hits(found["rows"], scheme, axis),
             "Hits under each scheme, along each axis that scheme and event both have, "
             "top channel / best of 4, and overlap:",
@@ -312,6 +312,14 @@ def _twice(rows: Sequence[dict[str, Any]]) -> list[str]:
         "for each network:",
         _table("U learned | hit | purity | cond(U)", lines),
     ]
+
+
+def _shared(found: dict[str, Any]) -> str:
+    """Of how many recordings, where several clips share one."""
+    recordings = sum(found["recordings"])
+    if recordings == sum(found["clips"]):
+        return ""
+    return f", of {recordings} recordings"
 
 
 def _weak(accuracy: Sequence[float]) -> str:

@@ -174,7 +174,7 @@ def _learned(
     transform, way = found.explainer.transform, variants.WAYS[-1]
     pointing = of.channels(transform, scheme, *way)
     scores = scoring.scored(of.grid, scheme, pointing.where, of.boxes)
-    scores |= pointing.shares()
+    scores |= pointing.parts.shares()
     return {
         "seconds": seconds,
         "round_epochs": found.history.round_epochs,
