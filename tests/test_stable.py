@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import test_trust
 
+from apex_jax import stability
 from experiments.localisation import stable, variants
 
 clips = test_trust.clips  # a fixture
@@ -67,6 +68,29 @@ def test_what_stays_is_the_networks_doing(clips):
     assert found[stable.SEED, "contrastive", "occlusion"]["rank"] == [None] * 4
     # Where the other network hears, the two have nothing in common.
     assert found[stable.RANDOM, "contrastive", "occlusion"]["region"] == [0.0] * 4
+
+
+def test_another_clip_is_another(clips, monkeypatch):
+    compared, real = [], stability.compare
+
+    def compare(one, other, **options):
+        compared.append((tuple(one.logits), tuple(other.logits)))
+        return real(one, other, **options)
+
+    monkeypatch.setattr(stability, "compare", compare)
+    stable.measured(
+        {"paper": explainer_of(clips)},
+        {},
+        clips,
+        1,
+        untrained=test_trust.CLASSIFIER,
+        on_progress=lambda _: None,
+    )
+    ways = len(variants.ways_of("paper"))
+    last = compared[-len(clips) * ways :: ways]
+    owns = [own for own, _ in last]
+    assert len(set(owns)) == len(clips)
+    assert [other for _, other in last] == [owns[-1], *owns[:-1]]
 
 
 def test_another_clip_takes_another(clips):
