@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,10 @@ from jaxtyping import Array, Float, Int
 
 from apex_jax import classifier as classifier_lib
 from apex_jax import explainer as explainer_lib
-from apex_jax import explanation, look, schemes, superpixels
+from apex_jax import explanation, look, occlusion, schemes, superpixels
+
+# What LIME puts in the place of what it leaves out.
+Instead = Literal["silence", "usual"]
 
 
 def grad_cam(
@@ -78,6 +82,7 @@ def lime(
     seed: int = 0,
     num_samples: int = 1000,
     num_segments: int = 50,
+    instead: Instead = "silence",
 ) -> explanation.Explanation:
     """LIME of an explainer's classifier, on superpixels of the spectrogram.
 
@@ -94,8 +99,11 @@ def lime(
       target: name or index of the class to explain; None for the predicted one.
       scheme: where the region lies; None for the explainer's.
       seed: of the samples; the same seed gives the same explanation.
-      num_samples: silenced copies of the clip that the classifier is asked about.
+      num_samples: copies of the clip with some superpixels left out, which the
+        classifier is asked about.
       num_segments: superpixels, about.
+      instead: what is heard in the place of those, silence or what is usual in the
+        clip (`occlusion.usual`, of the scheme).
 
     Raises:
       AudioError: the sound cannot be used.
@@ -107,6 +115,11 @@ def lime(
     # `look` refuses an explainer that cannot be given sound.
     assert explainer.front_end is not None
     assert seen.spectrogram is not None
+    usual = None
+    if instead == "usual":
+        usual = np.asarray(
+            occlusion.usual(seen.spectrogram, scheme or explainer.scheme)
+        )
     segments, weights = superpixels.lime(
         explainer.classifier,
         explainer.front_end,
@@ -115,6 +128,7 @@ def lime(
         seed=seed,
         num_samples=num_samples,
         num_segments=num_segments,
+        instead=usual,
         chunk_size=explainer.chunk_size,
     )
     positive = np.maximum(weights, 0)
@@ -123,6 +137,7 @@ def lime(
         "LIME seed": seed,
         "LIME samples": num_samples,
         "LIME superpixels": len(weights),
+        "LIME instead of a superpixel": instead,
     }
     return _explanation(
         explainer,

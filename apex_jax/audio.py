@@ -21,13 +21,14 @@ import numpy as np
 from jaxtyping import Float
 
 from apex_jax.frontend import LARGEST_SAMPLE, FrontEnd, Real
-from apex_jax.spectrogram import silence_level, spectrogram
+from apex_jax.spectrogram import attenuate, silence_level, spectrogram
 
 # soundfile and soxr are imported where they are used: `--help` must not pay for them.
 
 __all__ = [
     "AudioError",
     "FrontEnd",
+    "attenuate",
     "clip_of",
     "duration",
     "fit_length",

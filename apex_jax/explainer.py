@@ -410,7 +410,6 @@ class Explainer:
             )
         effects = occlusion.effects_of_clip(
             self.classifier,
-            self._front_end(),
             seen.spectrogram,
             np.mean(seen.views.rows, axis=0),
             grid=self.grid(),
@@ -447,9 +446,9 @@ class Explainer:
             paper; "contrastive" for what they add to its lead over the other classes
             of a softmax, which alone decides; None for that where there is a softmax.
           locate: "map" for regions and heat where a channel's feature map is large, as
-            in the paper; "occlusion" for where the sound, silenced, takes most from
-            the channel, in the clip and in its prototypes: a pass through the network
-            for each region (`occlusion`); None for that where the network can be run.
+            in the paper; "occlusion" for what the sound there adds to the channel, in
+            the clip and in its prototypes: two passes through the network for each
+            region (`occlusion`); None for that where the network can be run.
 
         Raises:
           AudioError: a prototype's file cannot be used any more.
@@ -518,7 +517,7 @@ class Explainer:
                 index=int(k),
                 contribution=float(share[k]),
                 location=(int(location[i, 0]), int(location[i, 1])),
-                # Where no silence takes anything from it, it lies nowhere.
+                # Where no part of the sound adds to it, it lies nowhere.
                 areas=()
                 if locate == "occlusion" and most_there[i] <= 0
                 else self.areas(grid, location[i]),

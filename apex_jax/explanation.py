@@ -93,7 +93,7 @@ class Channel:
       contribution: to the explained class's logit, signed.
       location: `(row, column)` of the feature map, as in `Prototype`.
       areas: its region in the clip by the scheme; empty where it has none, because no
-        silence takes anything from the channel (`locate`).
+        part of the sound adds to the channel (`locate`).
       heatmap: `[F_in, T_in]`, in [0, 1].
       prototypes: training clips that excite the channel most, strongest first.
       negatives: training clips that excite it least, if they were asked for.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from apex_jax import audio, disentangle, look, occlusion, schemes
+from apex_jax import audio, disentangle, look, schemes
 from apex_jax import classifier as classifier_lib
 
 
@@ -103,7 +103,7 @@ def curves(
     probability: list[float] = []
     for first in range(0, len(masks), chunk_size):
         chunk = masks[first : first + chunk_size]
-        left = occlusion.attenuate(
+        left = audio.attenuate(
             front_end,
             jnp.broadcast_to(jnp.asarray(spectrogram), chunk.shape),
             jnp.asarray(chunk),

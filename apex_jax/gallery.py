@@ -68,7 +68,7 @@ class Kept:
     def effects(
         self, indices: Sequence[int], grid: schemes.Grid, scheme: schemes.Scheme
     ) -> list[Seen]:
-        """Nothing can be silenced in a map.
+        """Nothing can be taken from the sound of a map.
 
         Raises:
           ValueError: always.
@@ -148,7 +148,6 @@ class Gallery:
                 assert spectrogram is not None
                 self._effects[key] = occlusion.effects_of_clip(
                     self._classifier,
-                    self._front_end,
                     spectrogram,
                     np.mean(views.rows, axis=0),
                     grid=grid,

@@ -150,7 +150,7 @@ def masked_logits(
         views = schemes.views(feature_map, keep_cells=schemes.needs_cells(scheme))
         if locate == "occlusion":
             views = occlusion.effects(
-                classifier, front_end, spectrogram, pooled, grid=grid, scheme=scheme
+                classifier, spectrogram, pooled, grid=grid, scheme=scheme
             )
 
         def top_location(views, pooled, logits):
@@ -160,8 +160,8 @@ def masked_logits(
             return schemes.locate(scheme, views, transform.matrix[jnp.argmax(share)])
 
         def logits_without(location):
-            mask = occlusion.masks(grid, scheme, location, blur=BLUR)
-            return classifier(occlusion.attenuate(front_end, spectrogram, mask))[1]
+            mask = masks(grid, scheme, location)
+            return classifier(audio.attenuate(front_end, spectrogram, mask))[1]
 
         def random_draw(draw):
             draw_key = jax.random.fold_in(key, draw)
@@ -284,6 +284,22 @@ def study(
     )
 
 
+def masks(
+    grid: schemes.Grid, scheme: schemes.Scheme, locations: Int[Array, "region 2"]
+) -> Float[Array, "region freq time"]:
+    """What silences the regions at some locations, with the paper's soft edges.
+
+    Args:
+      grid: how maps lie on spectrograms.
+      scheme: decides the regions.
+      locations: from `schemes.locate`.
+
+    Returns:
+      In [0, 1], for `audio.attenuate`.
+    """
+    return jax.vmap(functools.partial(grid.mask, scheme, blur=BLUR))(locations)
+
+
 def hide(
     key: jax.Array,
     explainer: explainer_lib.Explainer,
@@ -328,7 +344,6 @@ def hide(
     if locate == "occlusion":
         views = seen.effects.get(scheme) or occlusion.effects_of_clip(
             explainer.classifier,
-            front_end,
             seen.spectrogram,
             pooled,
             grid=grid,
@@ -340,9 +355,9 @@ def hide(
         jax.random.split(key, draws)
     )
     locations = jnp.concatenate([own[None], random])
-    masks = occlusion.masks(grid, scheme, locations, blur=BLUR)
-    copies = jnp.broadcast_to(jnp.asarray(seen.spectrogram), masks.shape)
-    left = list(np.asarray(occlusion.attenuate(front_end, copies, masks)))
+    hiding = masks(grid, scheme, locations)
+    copies = jnp.broadcast_to(jnp.asarray(seen.spectrogram), hiding.shape)
+    left = list(np.asarray(audio.attenuate(front_end, copies, hiding)))
     probability: list[float] = []
     for first in range(0, len(left), explainer.chunk_size):
         chunk = left[first : first + explainer.chunk_size]
@@ -353,7 +368,7 @@ def hide(
         scheme=scheme,
         learned=explainer.scheme,
         areas=explanation.areas(grid, scheme, np.asarray(locations[0]), front_end),
-        mask=np.asarray(masks[0]),
+        mask=np.asarray(hiding[0]),
         spectrogram=left[0],
         probability=probability[0],
         random_spectrogram=left[1],

@@ -2,10 +2,15 @@
 
 The paper looks for the cell, column or row of the feature map where a channel is
 largest. A deep network sees far around each cell, and its map need not answer where
-the sound is. Here each region of the scheme is silenced in turn; what that takes from
-the pooled vector is the region's *effect* (Zeiler & Fergus, 2014). U is linear, so one
-pass a region gives the effects on all channels, and they take the map's place in
-whatever finds a location or draws heat.
+the sound is. Here each region of the scheme is taken from the sound, and each is left
+as all there is of it; what the pooled vector loses and gains, halved, is the region's
+*effect*: the last and the first term of its Shapley value (Shapley, 1953), of which the
+last alone is plain occlusion (Zeiler & Fergus, 2014). U is linear, so the same passes
+give the effects on all channels, and they take the map's place in whatever finds a
+location or draws heat.
+
+In a region's place comes what is usual in the clip, not silence: a hole in rain is
+news.
 """
 
 from __future__ import annotations
@@ -16,54 +21,35 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from apex_jax import audio, disentangle, look, schemes
 from apex_jax import classifier as classifier_lib
+from apex_jax import disentangle, look, schemes
 
 # An effect smaller than this share of the pooled vector is rounding, and none.
 NOTHING = 1e-5
 
 
-def attenuate(
-    front_end: audio.FrontEnd,
-    spectrogram: Float[Array, "batch freq time"],
-    mask: Float[Array, "batch freq time"],
-) -> Float[Array, "batch freq time"]:
-    """Silences what the mask covers: `S' = S (1 - M) + silence M`.
+def usual(
+    spectrogram: Float[Array | np.ndarray, "*batch freq time"], scheme: schemes.Scheme
+) -> Float[Array, "*batch freq time"]:
+    """What takes a region's place: what the clip sounds like elsewhere.
+
+    Each row's median over time; where regions are bands all the time, that would be the
+    band itself, and it is each frame's median over frequency.
 
     Args:
-      front_end: tells what silence is in the spectrogram's units.
       spectrogram: from `audio.spectrogram`.
-      mask: in [0, 1], 1 hides.
+      scheme: of the region.
     """
-    silence = audio.silence_level(front_end, spectrogram)[:, None, None]
-    return spectrogram * (1 - mask) + silence * mask
-
-
-def masks(
-    grid: schemes.Grid,
-    scheme: schemes.Scheme,
-    locations: Int[Array, "region 2"],
-    *,
-    blur: float = 0.0,
-) -> Float[Array, "region freq time"]:
-    """What silences the regions at some locations.
-
-    Args:
-      grid: how maps lie on spectrograms.
-      scheme: decides the regions.
-      locations: from `schemes.locate`.
-      blur: sigma of their edges, in cells. Where regions are compared it has to be 0:
-        spectrograms are in decibels, so a fifth of the way to silence is gone for the
-        ear, and a soft mask silences what lies beside it too.
-    """
-    return jax.vmap(functools.partial(grid.mask, scheme, blur=blur))(locations)
+    spectrogram = jnp.asarray(spectrogram)
+    axis = -2 if scheme == "frequency" else -1
+    level = jnp.median(spectrogram, axis=axis, keepdims=True)
+    return jnp.broadcast_to(level, spectrogram.shape)
 
 
 def effects(
     classifier: classifier_lib.Network,
-    front_end: audio.FrontEnd,
     spectrogram: Float[Array, "batch freq time"],
     pooled: Float[Array, "batch chan"],
     *,
@@ -72,38 +58,37 @@ def effects(
 ) -> schemes.Views:
     """What each region adds to the pooled vectors of a batch, region by region.
 
-    To be compiled; memory does not grow with the number of regions but for the result.
+    To be compiled; memory does not grow with the number of regions but for masks and
+    the result.
 
     Args:
       classifier: the untouched network.
-      front_end: tells what silence is.
       spectrogram: of the clips.
-      pooled: their pooled vectors, with nothing silenced.
+      pooled: their pooled vectors, with nothing taken away.
       grid: how maps lie on spectrograms.
       scheme: decides the regions.
 
     Returns:
-      `pooled` less the pooled vector without the region, zeros where that is within
-      rounding, as views with cells in the map's shape: constant along an axis that the
-      scheme leaves open, of time-frequency the row's effect plus the column's.
+      The mean of what the pooled vector loses without the region and of what it gains
+      by the region where all else is `usual`, zeros where that is within rounding; as
+      views with cells in the map's shape: constant along an axis that the scheme leaves
+      open, of time-frequency the row's effect plus the column's.
     """
     parts: dict[schemes.Scheme, jax.Array | np.ndarray] = {}
-    for part, locations in _parts(grid, scheme).items():
+    for part in _parts(scheme):
+        instead = usual(spectrogram, part)
 
-        def effect(location, part=part):
-            hidden = masks(grid, part, location[None])
-            left = attenuate(
-                front_end, spectrogram, jnp.broadcast_to(hidden, spectrogram.shape)
-            )
-            return _effect(pooled, classifier_lib.pool(classifier(left)[0]))
+        def pool(kept, instead=instead):
+            left = jnp.where(kept, spectrogram, instead)
+            return classifier_lib.pool(classifier(left)[0])
 
-        parts[part] = jnp.swapaxes(jax.lax.map(effect, jnp.asarray(locations)), 0, 1)
+        found = jax.lax.map(pool, jnp.asarray(_kept(grid, part)))
+        parts[part] = jax.vmap(_effects, in_axes=(0, 1))(pooled, found)
     return _views(grid, parts)
 
 
 def effects_of_clip(
     classifier: classifier_lib.Network,
-    front_end: audio.FrontEnd,
     spectrogram: Float[np.ndarray, "freq time"],
     pooled: Float[Array | np.ndarray, " chan"],
     *,
@@ -113,18 +98,16 @@ def effects_of_clip(
 ) -> schemes.Views:
     """`effects` of one clip, several regions in the network at a time, on the host."""
     parts: dict[schemes.Scheme, jax.Array | np.ndarray] = {}
-    for part, locations in _parts(grid, scheme).items():
+    for part in _parts(scheme):
+        instead = np.asarray(usual(spectrogram, part))
         found = []
-        for first in range(0, len(locations), chunk_size):
-            chunk = locations[first : first + chunk_size]
-            left = np.asarray(
-                _without(spectrogram, chunk, front_end=front_end, grid=grid, part=part)
-            )
+        kept = _kept(grid, part)
+        for first in range(0, len(kept), chunk_size):
+            chunk = kept[first : first + chunk_size]
+            left = np.where(chunk, spectrogram, instead)
             views, _ = look.run(classifier, list(left), chunk_size)
             found.append(views.rows[: len(chunk)].mean(axis=1))
-        without = np.concatenate(found)
-        whole = np.broadcast_to(np.asarray(pooled), without.shape)
-        parts[part] = np.asarray(_effect(whole, without))
+        parts[part] = _effects(jnp.asarray(pooled), jnp.concatenate(found))
     return jax.tree.map(np.asarray, _views(grid, parts))
 
 
@@ -139,38 +122,36 @@ def of_differences(
     )
 
 
-def _effect(
-    whole: Float[Array | np.ndarray, "n chan"],
-    without: Float[Array | np.ndarray, "n chan"],
-) -> Float[Array, "n chan"]:
-    """What is lost, exactly nothing where that is rounding: silencing silence."""
-    lost = jnp.asarray(whole) - without
-    size, most = (jnp.max(jnp.abs(a), axis=1, keepdims=True) for a in (lost, whole))
-    return jnp.where(size > NOTHING * most, lost, 0.0)
+@functools.cache
+def _kept(
+    grid: schemes.Grid, part: schemes.Scheme
+) -> Bool[np.ndarray, "copy freq time"]:
+    """What copies of a clip keep: all but each region, each region alone, nothing."""
+    with jax.ensure_compile_time_eval():
+        mask = jax.vmap(functools.partial(grid.mask, part))
+        region = np.asarray(mask(jnp.asarray(grid.locations(part)))) > 0
+    return np.concatenate([~region, region, np.zeros_like(region[:1])])
 
 
-@functools.partial(jax.jit, static_argnames=("front_end", "grid", "part"))
-def _without(
-    spectrogram: Float[Array, "freq time"],
-    locations: Int[Array, "region 2"],
-    *,
-    front_end: audio.FrontEnd,
-    grid: schemes.Grid,
-    part: schemes.Scheme,
-) -> Float[Array, "region freq time"]:
-    """A clip with each of some regions silenced."""
-    hidden = masks(grid, part, locations)
-    return attenuate(front_end, jnp.broadcast_to(spectrogram, hidden.shape), hidden)
+def _effects(
+    whole: Float[Array, " chan"], copies: Float[Array, "copy chan"]
+) -> Float[Array, "region chan"]:
+    """Of the pooled vectors of a clip and of its copies, in the order of `_kept`."""
+    num = len(copies) // 2
+    without, alone, nothing = copies[:num], copies[num:-1], copies[-1]
+    most = jnp.max(jnp.abs(whole))
+
+    def beyond_rounding(difference):
+        size = jnp.max(jnp.abs(difference), axis=1, keepdims=True)
+        return jnp.where(size > NOTHING * most, difference, 0.0)
+
+    lost, gained = whole[None] - without, alone - nothing[None]
+    return (beyond_rounding(lost) + beyond_rounding(gained)) / 2
 
 
-def _parts(
-    grid: schemes.Grid, scheme: schemes.Scheme
-) -> dict[schemes.Scheme, Int[np.ndarray, "region 2"]]:
-    """What is silenced: a scheme's regions; of time-frequency rows and columns."""
-    parts: tuple[schemes.Scheme, ...] = (scheme,)
-    if scheme == "time_frequency":
-        parts = ("frequency", "time")
-    return {part: grid.locations(part) for part in parts}
+def _parts(scheme: schemes.Scheme) -> tuple[schemes.Scheme, ...]:
+    """What is taken away: a scheme's regions; of time-frequency rows and columns."""
+    return ("frequency", "time") if scheme == "time_frequency" else (scheme,)
 
 
 def _views(

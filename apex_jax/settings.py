@@ -35,7 +35,7 @@ Algorithm = Literal["adam", "muon", "lbfgs"]
 # far it is above the other classes'.
 Evidence = Literal["plain", "contrastive"]
 # What finds a channel's region: where its map is largest, as in the paper, or which
-# region of the sound, silenced, takes most from it; `occlusion` has it.
+# region of the sound adds most to it; `occlusion` has it.
 Location = Literal["map", "occlusion"]
 MatmulDtype = Literal["float32", "bfloat16"]
 # What a network of several classes a clip is trained by; `objective` has them.

@@ -144,6 +144,22 @@ def silence_level(
     return jnp.maximum(level, floor.reshape(-1))
 
 
+def attenuate(
+    front_end: frontend.FrontEnd,
+    spectrogram: Float[Array, "batch freq time"],
+    mask: Float[Array, "batch freq time"],
+) -> Float[Array, "batch freq time"]:
+    """Silences what a mask covers: `S' = S (1 - M) + silence M`.
+
+    Args:
+      front_end: tells what silence is in the spectrogram's units.
+      spectrogram: from `spectrogram`.
+      mask: in [0, 1], 1 hides.
+    """
+    silence = silence_level(front_end, spectrogram)[:, None, None]
+    return spectrogram * (1 - mask) + silence * mask
+
+
 def _maximum(front_end: frontend.FrontEnd, decibel: jax.Array) -> jax.Array:
     """What `top_db` counts from: `[batch, 1, 1]`, or `[1, 1, 1]` of the batch."""
     axes = (1, 2) if front_end.top_db_scope == "clip" else (0, 1, 2)

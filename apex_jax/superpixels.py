@@ -32,11 +32,12 @@ def lime(
     seed: int = 0,
     num_samples: int = 1000,
     num_segments: int = 50,
+    instead: Float[np.ndarray, "freq time"] | None = None,
     chunk_size: int = 8,
 ) -> tuple[Int[np.ndarray, "freq time"], Float[np.ndarray, " segment"]]:
     """Superpixels and what each adds to a class's probability (Ribeiro et al., 2016).
 
-    Superpixels are SLIC's. Each sample silences about half of them; a weighted ridge
+    Superpixels are SLIC's. Each sample leaves out about half of them; a weighted ridge
     regression explains the classifier's probability by which were kept. The same seed
     gives the same numbers, whatever `chunk_size`, up to the network's rounding.
 
@@ -46,8 +47,9 @@ def lime(
       spectrogram: of the clip.
       target: the class c.
       seed: of the samples.
-      num_samples: silenced copies of the clip.
+      num_samples: copies of the clip with some left out.
       num_segments: superpixels, about.
+      instead: what is heard in the place of those; None for silence.
       chunk_size: copies in the network at a time.
 
     Returns:
@@ -85,19 +87,22 @@ def lime(
             kept[0] = 1
             return kept, classifier_fn(image, fudged_image, segments, kept)
 
-    def probabilities(image, silent, segments, kept):
+    def probabilities(image, instead, segments, kept):
         # lime's images are of three equal colours.
-        image, silent = (jnp.asarray(a[..., 0], jnp.float32) for a in (image, silent))
+        image, instead = (jnp.asarray(a[..., 0], jnp.float32) for a in (image, instead))
         found = []
         for first in range(0, len(kept), chunk_size):
             chunk = kept[first : first + chunk_size]
             padded = np.pad(chunk, ((0, chunk_size - len(chunk)), (0, 0)))
-            logits = _silenced_logits(classifier, image, silent, segments, padded)
+            logits = _logits(classifier, image, instead, segments, padded)
             found.append(np.asarray(logits)[: len(chunk)])
         return classifier_lib.probabilities(
             np.concatenate(found), classifier.activation
         )
 
+    if instead is None:
+        silence = audio.silence_level(front_end, spectrogram[None])
+        instead = np.full(spectrogram.shape, float(silence[0]))
     segments = segmentation.slic(
         spectrogram,
         n_segments=num_segments,
@@ -113,7 +118,7 @@ def lime(
         probabilities,
         labels=(target,),
         top_labels=None,
-        hide_color=float(audio.silence_level(front_end, spectrogram[None])[0]),
+        hide_color=instead[:, :, None],
         num_samples=num_samples,
         segmentation_fn=lambda image: segments,
     )
@@ -124,12 +129,12 @@ def lime(
 
 
 @jax.jit
-def _silenced_logits(
+def _logits(
     classifier: classifier_lib.Classifier,
     spectrogram: Float[Array, "freq time"],
-    silent: Float[Array, "freq time"],
+    instead: Float[Array, "freq time"],
     segments: Int[Array, "freq time"],
     kept: Int[Array, "batch segment"],
 ) -> Float[Array, "batch classes"]:
-    copies = jnp.where(kept[:, segments] == 1, spectrogram[None], silent[None])
+    copies = jnp.where(kept[:, segments] == 1, spectrogram[None], instead[None])
     return classifier(copies)[1]

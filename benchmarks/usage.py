@@ -57,7 +57,7 @@ def explain(size: sizes.Sizes) -> list[rows.Row]:
         regions = len(explain_clip.grid().locations(explain_clip.scheme))
         for locate, name, passes in (
             ("map", "explanation, not the first", 1),
-            ("occlusion", "the same by occlusion", 1 + regions),
+            ("occlusion", "the same by occlusion", 2 + 2 * regions),
         ):
             ours, one_pass = timing.alternate(
                 {

@@ -86,8 +86,8 @@ class Reproduction(Common):
     """What the channel whose region is hidden contributes most to: a class's logit, the
     paper's, or under softmax its lead over the other classes."""
     locate: settings.Location = "map"
-    """What finds its region: the feature map, the paper's way, or silencing each region
-    of the sound in turn."""
+    """What finds its region: the feature map, the paper's way, or occlusion, what each
+    region of the sound adds."""
     audioprotopnet: settings.PrototypeTraining = settings.PrototypeTraining()
     """Training of the AudioProtoPNet."""
     push_prototypes: bool = False

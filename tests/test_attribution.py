@@ -193,7 +193,11 @@ def test_lime_tells_its_settings_and_keeps_to_its_seed(explainer, clip):
     )
     np.testing.assert_array_equal(first.contributions, again.contributions)
     assert np.abs(first.contributions - other.contributions).max() > 1e-6
+    usual = by_method("lime", explainer, clip.path, seed=3, instead="usual")
+    assert np.abs(first.contributions - usual.contributions).max() > 1e-6
+    assert dict(usual.provenance.settings)["LIME instead of a superpixel"] == "usual"
     settings = dict(first.provenance.settings)
+    assert settings["LIME instead of a superpixel"] == "silence"
     assert settings["LIME seed"] == "3"
     assert settings["LIME samples"] == "50"
     assert settings["LIME superpixels"] == str(len(first.contributions))

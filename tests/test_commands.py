@@ -412,7 +412,7 @@ def test_explain(root, fitted, capsys):
     assert {(one.evidence, one.locate) for one in saved} == {
         ("contrastive", "occlusion")
     }
-    assert "silenced, takes most from the channel" in text
+    assert "the part of the sound that adds most to the channel" in text
     index = json.loads((kept / "index.json").read_text())
     assert [one["folder"] for one in index] == [f"{n:04d}" for n in range(24)]
     for one, entry in zip(saved, index, strict=True):

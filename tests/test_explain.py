@@ -477,10 +477,11 @@ def test_no_more_than_a_chunk_at_a_time(explainer, monkeypatch):
     before = len(sizes)
     explainer(explainer.clips[4].path, num_channels=3, locate="map")
     assert sizes[before:] == [(1, 1)]
-    # By occlusion the clip's own regions are silenced: three rows and four columns.
+    # By occlusion without and with each of its regions alone, three rows and four
+    # columns, and with nothing of each.
     before = len(sizes)
     explainer(explainer.clips[4].path, num_channels=3)
-    assert sizes[before:] == [(1, 1), (2, 2), (1, 2), (2, 2), (2, 2)]
+    assert sizes[before:] == [(1, 1), *[(2, 2)] * 3, (1, 2), *[(2, 2)] * 4, (1, 2)]
 
 
 def test_prototypes_kept_in_memory_are_few(explainer, monkeypatch):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from apex_jax import audio, disentangle, schemes
 from apex_jax import classifier as classifier_lib
-from apex_jax import disentangle, schemes
 from experiments.localisation import (
     corpus,
     explained,
@@ -206,7 +206,7 @@ def test_heat_of_nothing_points_nowhere(rng):
         found = where(classifier, views, 1, "square", kind="plain")
         scores = scoring.scored(GRID, "square", found, boxes)
         assert scores["both"].tolist() == [0, 1, 1, 1, 1]
-    # Of effects too: what contributes, and no silence takes anything from.
+    # Of effects too: what contributes, and no part of the sound adds to.
     for locate, hits in (("map", 1), ("occlusion", 0)):
         found = scoring.channels(
             disentangle.identity(CHAN),
@@ -263,7 +263,7 @@ def explained_of(maps, head, effects):
 
 
 @pytest.mark.parametrize("scheme", ["square", "time", "frequency"])
-def test_what_silencing_takes_by_hand(scheme, rng):
+def test_what_silencing_takes_by_hand(scheme, rng, monkeypatch):
     """Every region of every clip; the top channel's own against the others' mean."""
     maps, head = maps_with_a_plant(rng, PLACES)
     rows, columns = GRID.regions(scheme)
@@ -271,6 +271,12 @@ def test_what_silencing_takes_by_hand(scheme, rng):
     whole = np.broadcast_to(cells, (len(PLACES), 4, 8, CHAN)).astype(np.float32)
     effects = {scheme: schemes.views(jnp.asarray(whole), keep_cells=True)}
     of = explained_of(maps, head, effects)
+    taken = cells + 0.05 * rng.normal(size=cells.shape)
+    left = maps.mean(axis=(1, 2))[:, None, None] - taken
+    silenced = {scheme: left.reshape(len(PLACES), rows * columns, CHAN)}
+    monkeypatch.setattr(
+        explained.Explained, "silenced", lambda self, scheme: silenced[scheme]
+    )
     transform = disentangle.from_generator(
         jnp.asarray(rng.normal(0, 0.2, (CHAN, CHAN)), jnp.float32)
     )
@@ -288,7 +294,7 @@ def test_what_silencing_takes_by_hand(scheme, rng):
         share = (weight[1] - weight[0]) * np.maximum(matrix @ pooled, 0)
         along = cells[n] @ matrix[share.argmax()]
         lost = {
-            (r, c): probability(pooled) - probability(pooled - cells[n, r, c])
+            (r, c): probability(pooled) - probability(pooled - taken[n, r, c])
             for r, c in np.ndindex(rows, columns)
         }
         own = lost.pop(np.unravel_index(along.argmax(), along.shape))
@@ -299,3 +305,40 @@ def test_what_silencing_takes_by_hand(scheme, rng):
             np.mean(list(lost.values())), abs=1e-5
         )
     assert 0 < found[-1]["p"] <= 1
+
+
+@pytest.mark.parametrize("scheme", ["square", "frequency"])
+def test_regions_are_silenced_as_in_the_masking_study(scheme, rng, monkeypatch):
+    """With soft edges; the network's channels are the means of single rows."""
+    maps, head = maps_with_a_plant(rng, PLACES[:2])
+    heard = rng.normal(-1, 1, size=(2, 64, 128)).astype(np.float32)
+    clips = dict(zip(("a", "b"), heard, strict=True))
+    classifier = classifier_lib.Classifier(
+        params={},
+        head=head,
+        forward_fn=lambda params, s: (
+            jnp.moveaxis(s[:, None, :CHAN], 2, 3),
+            jnp.zeros((len(s), 2)),
+        ),
+        class_names=corpus.CLASSES,
+    )
+    front_end = options.Config().front_end_of("burst")
+    of = dataclasses.replace(
+        explained_of(maps, head, {}),
+        clips=list(clips),
+        problem=SimpleNamespace(
+            front_end=front_end, classifier=lambda model: classifier
+        ),
+    )
+    monkeypatch.setattr(
+        explained, "spectrogram_of", lambda front_end, clip: clips[clip]
+    )
+    found = of.silenced(scheme)
+    locations = GRID.locations(scheme)
+    assert found.shape == (2, len(locations), CHAN)
+    for n, spectrogram in enumerate(heard):
+        silence = float(audio.silence_level(front_end, spectrogram[None])[0])
+        for r, location in enumerate(locations):
+            mask = np.asarray(GRID.mask(scheme, jnp.asarray(location), blur=0.25))
+            left = spectrogram * (1 - mask) + silence * mask
+            np.testing.assert_allclose(found[n, r], left.mean(axis=1)[:CHAN], atol=1e-4)

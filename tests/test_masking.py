@@ -9,7 +9,7 @@ import pytest
 import test_attribution
 import test_cache
 
-from apex_jax import audio, classifier, data, disentangle, masking, occlusion, schemes
+from apex_jax import audio, classifier, data, disentangle, masking, schemes
 from apex_jax import mesh as mesh_lib
 
 FRONT_END, CHAN = test_cache.FRONT_END, test_cache.CHAN
@@ -96,14 +96,12 @@ def attenuated(spectrogram, mask):
 def test_attenuate_by_hand(rng):
     spectrogram = rng.normal(-1, 2, (2, 24, 32)).astype(np.float32)
     mask = rng.random((2, 24, 32)).astype(np.float32)
-    found = occlusion.attenuate(FRONT_END, jnp.asarray(spectrogram), jnp.asarray(mask))
+    found = audio.attenuate(FRONT_END, jnp.asarray(spectrogram), jnp.asarray(mask))
     for n in range(2):
         np.testing.assert_allclose(
             found[n], attenuated(spectrogram[n], mask[n]), atol=1e-5
         )
-    ones = occlusion.attenuate(
-        FRONT_END, jnp.asarray(spectrogram), jnp.ones((2, 24, 32))
-    )
+    ones = audio.attenuate(FRONT_END, jnp.asarray(spectrogram), jnp.ones((2, 24, 32)))
     assert (np.ptp(np.asarray(ones), axis=(1, 2)) == 0).all()
 
 

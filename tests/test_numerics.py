@@ -21,7 +21,6 @@ from apex_jax import (
     features,
     metrics,
     objective,
-    occlusion,
     optimize,
     purity,
     rounding,
@@ -283,7 +282,7 @@ def test_contributions_add_up_to_the_logit(data):
 
 # Compiled: one by one their operations take seconds.
 _spectrogram = jax.jit(audio.spectrogram, static_argnums=0)
-_attenuated = jax.jit(occlusion.attenuate, static_argnums=0)
+_attenuated = jax.jit(audio.attenuate, static_argnums=0)
 _mixed = jax.jit(augment.mixed, static_argnums=(1, 5))
 _power = jax.jit(augment.power, static_argnums=(1, 2))
 LOUD = (0.0, 1.0, -1.0, 0.3, 1e-30, -1e-30, 1e15, -1e15)

@@ -46,15 +46,28 @@ def pooled_of(model, spectrogram):
     return model(spectrogram[None])[0][0].mean(axis=(0, 1))
 
 
+def usual_by_hand(spectrogram, part):
+    """Each row's median over time; of rows each frame's over frequency."""
+    if part == "frequency":
+        return np.array([[np.median(frame) for frame in spectrogram.T]] * 24)
+    return np.array([[np.median(row)] * 32 for row in spectrogram])
+
+
 def effects_by_hand(network, spectrogram, scheme):
-    """`[F, T, chan]`, one region silenced at a time."""
-    whole = np.asarray(pooled_of(network, spectrogram))
+    """`[F, T, chan]`: each region taken away, and each all there is."""
+
+    def pooled(kept, part):
+        usual = usual_by_hand(spectrogram, part)
+        left = kept * spectrogram + (1 - kept) * usual
+        return np.asarray(pooled_of(network, jnp.asarray(left, "f4")))
 
     def effect(part, row, column):
-        left = attenuated(spectrogram, mask_by_hand(part, row, column, hard=True))
-        return whole - np.asarray(pooled_of(network, jnp.asarray(left, "f4")))
+        mask = mask_by_hand(part, row, column, hard=True)
+        lost = pooled(np.ones_like(mask), part) - pooled(1 - mask, part)
+        gained = pooled(mask, part) - pooled(np.zeros_like(mask), part)
+        return (lost + gained) / 2
 
-    found = np.zeros((F, T, len(whole)))
+    found = np.zeros((F, T, CHAN))
     for f, t in np.ndindex(F, T):
         match scheme:
             case "square":
@@ -74,9 +87,8 @@ def test_effects_by_hand(scheme, network, clips):
     """Of several clips compiled; of one clip in chunks that do not come out even."""
     spectrograms = np.stack([test_cache.map_of(network, c)[0] for c in clips[:2]])
     pooled = jnp.stack([pooled_of(network, s) for s in spectrograms])
-    batch = jax.jit(occlusion.effects, static_argnames=("front_end", "grid", "scheme"))(
+    batch = jax.jit(occlusion.effects, static_argnames=("grid", "scheme"))(
         network,
-        front_end=FRONT_END,
         spectrogram=jnp.asarray(spectrograms),
         pooled=pooled,
         grid=GRID,
@@ -86,7 +98,6 @@ def test_effects_by_hand(scheme, network, clips):
         wanted = effects_by_hand(network, spectrogram, scheme)
         one = occlusion.effects_of_clip(
             network,
-            FRONT_END,
             spectrogram,
             pooled[n],
             grid=GRID,
@@ -257,7 +268,6 @@ def test_in_silence_there_is_nothing_to_find(scheme, explainers, network):
     assert all(channel.areas for channel in by_map.channels)
     several = occlusion.effects(
         network,
-        FRONT_END,
         jnp.asarray(nothing[None]),
         pooled_of(network, jnp.asarray(nothing))[None],
         grid=GRID,
@@ -349,7 +359,7 @@ def test_a_study_hides_what_an_explanation_shows(scheme, explainers, network, cl
 
 def test_silence_is_what_the_front_end_says():
     spectrogram = np.full((1, *FRONT_END.shape), 1.0, np.float32)
-    left = occlusion.attenuate(
+    left = audio.attenuate(
         FRONT_END, jnp.asarray(spectrogram), jnp.ones_like(spectrogram)
     )
     np.testing.assert_allclose(left, audio.silence_level(FRONT_END, spectrogram)[0])

@@ -65,13 +65,19 @@ def test_lime_finds_the_only_cell_that_counts(rng, activation):
     assert activation == "sigmoid" or np.abs(against).max() > 0.01
 
 
-def test_lime_is_limes_own(rng):
+@pytest.mark.parametrize("instead", [None, "the average row"])
+def test_lime_is_limes_own(rng, instead):
     """The same segments, seed and classifier through lime's slow and loud loop."""
     from lime import lime_image
 
     classifier, spectrogram = patch_classifier(), sound(rng)
-    segments, weights = lime_of(classifier, spectrogram, seed=3)
-    silence = float(audio.silence_level(FRONT_END, spectrogram[None])[0])
+    options = {}
+    left_out = float(audio.silence_level(FRONT_END, spectrogram[None])[0])
+    if instead:
+        row = spectrogram.mean(axis=0)
+        options["instead"] = np.tile(row, (len(spectrogram), 1))
+        left_out = np.tile(row[None, :, None], (len(spectrogram), 1, 3))
+    segments, weights = lime_of(classifier, spectrogram, seed=3, **options)
 
     def predict(images):
         logits = classifier(jnp.asarray(images[..., 0], jnp.float32))[1]
@@ -84,7 +90,7 @@ def test_lime_is_limes_own(rng):
             predict,
             labels=(1,),
             top_labels=None,
-            hide_color=silence,
+            hide_color=left_out,
             num_samples=60,
             segmentation_fn=lambda image: segments,
         )

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.signal
 import soundfile
 
 from apex_jax import (
@@ -84,10 +85,13 @@ def explainer_of(scheme, shift=0):
 
 @pytest.fixture
 def clips(tmp_path, rng):
+    """Noise that in the event's cell, the last third above 1.5 kHz, is 20 dB louder."""
+    high = scipy.signal.butter(4, 1500, "highpass", fs=8000, output="sos")
     made = []
     for number in range(4):
-        path = tmp_path / f"{number}.wav"
-        soundfile.write(path, 0.3 * rng.normal(size=720), 8000)
+        path, noise = tmp_path / f"{number}.wav", 0.03 * rng.normal(size=720)
+        noise[480:] += 9 * scipy.signal.sosfilt(high, noise)[480:]
+        soundfile.write(path, noise, 8000)
         made.append(data.Clip(path=str(path), label=1))
     return made
 
@@ -279,12 +283,18 @@ class Known(explained.Explained):
             object.__setattr__(self, name, value)
 
 
-def explained_of(maps, effects):
+def explained_of(maps, effects, silenced):
     views = schemes.views(jnp.asarray(effects), keep_cells=True)
     head = classifier_lib.LinearHead(weight=WIDE, bias=np.zeros(2, np.float32))
     classifier = classifier_lib.of_maps(head, ("no", "yes"), stride=(4, 4))
     problem = SimpleNamespace(front_end=FRONT_END, classifier=lambda model: classifier)
-    return Known(maps=maps, effects={"square": views}, problem=problem, model=None)
+    return Known(
+        maps=maps,
+        effects={"square": views},
+        silenced={"square": silenced}.get,
+        problem=problem,
+        model=None,
+    )
 
 
 def probability(pooled):
@@ -293,7 +303,7 @@ def probability(pooled):
 
 
 def test_what_hiding_the_region_of_all_channels_takes(rng):
-    """CAM's is the event's cell, occlusion's the one whose silence costs most."""
+    """CAM's is the event's cell, occlusion's the one that adds most."""
     assert explained.PLANTED == 1
     maps = 0.1 * rng.random((3, 2, 3, 4))
     maps[..., :2] += 4 * PLACES
@@ -305,8 +315,14 @@ def test_what_hiding_the_region_of_all_channels_takes(rng):
     # The last clip has nothing that speaks for the class.
     maps[2, ..., 1] = 0
     maps, effects = maps.astype(np.float32), effects.astype(np.float32)
+    # To silence a region need not take what the region adds.
+    pooled = maps.mean(axis=(1, 2), dtype=np.float64)
+    taken = 1.5 * effects + 0.05 * rng.normal(size=effects.shape)
+    silenced = pooled[:, None] - taken.reshape(3, 6, 4)
     found = trust.masked(
-        explained_of(maps, effects), {"some": disentangle.identity(4)}, "square"
+        explained_of(maps, effects, silenced.astype(np.float32)),
+        {"some": disentangle.identity(4)},
+        "square",
     )
     of = {(row["method"], row["evidence"], row["locate"]): row for row in found}
     assert len(of) == len(found) == 3 + len(variants.WAYS)
@@ -322,9 +338,9 @@ def test_what_hiding_the_region_of_all_channels_takes(rng):
         ("some", "contrastive", "occlusion"): (1, 1),
     }
     for which, place in places.items():
-        for n, pooled in enumerate(maps.mean(axis=(1, 2), dtype=np.float64)):
+        for n in range(3):
             lost = {
-                cell: probability(pooled) - probability(pooled - effects[(n, *cell)])
+                cell: probability(pooled[n]) - probability(pooled[n] - taken[n, *cell])
                 for cell in np.ndindex(2, 3)
             }
             nowhere = n == 2 and which[1] == "contrastive" and which[0] != trust.CLASS

@@ -178,8 +178,8 @@ def notes(results: dict[str, Any]) -> list[str]:
     masked, found = results["masking"], []
     if masked["random"]["locate"] == "occlusion":
         found.append(
-            "regions are those that take most from the top channel when silenced, and "
-            "so have an advantage when they are hidden; --locate map is the paper's way"
+            "regions are those that add most to the top channel, and so have an "
+            "advantage when they are hidden; --locate map is the paper's way"
         )
     key = next(iter(results["scores"]["classifier"]), None)
     if key is None:

@@ -192,7 +192,7 @@ def _lines(
         yield f"  {start:.1f}-{end:.1f} s  {_verdict(one)}{scheme}"
         for channel in one.channels:
             region = " and ".join(_region(area, one) for area in channel.areas)
-            region = region or "no region: no silence takes anything from it"
+            region = region or "no region: no part of the sound adds to it"
             share = f"{channel.index:<5}{channel.contribution:+7.3f}"
             yield f"    channel {share}  {region}"
 

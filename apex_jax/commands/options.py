@@ -164,9 +164,9 @@ class Explain:
       num_negatives: and of those that excite it least.
       evidence: what channels add to the class's logit, the paper's, or, under softmax,
         to its lead over the other classes.
-      locate: what finds regions, the feature map, the paper's, or silencing each region
-        of the sound in turn: a pass through the network for each region of the clip and
-        of each prototype.
+      locate: what finds regions, the feature map, the paper's, or occlusion, what the
+        sound loses without each region and what it is of each alone: two passes
+        through the network for each region of the clip and of each prototype.
       start_s: where in the recording to begin, in seconds.
       end_s: where to end; a window is as long as the classifier's clips, and may reach
         beyond.
@@ -292,7 +292,7 @@ class Figure:
       num_channels: channels shown, or prototypes of the class (prototypes).
       num_prototypes: prototypes shown of each.
       seed: of LIME's samples and of the random regions.
-      num_samples: silenced copies of the clip that LIME asks about (methods).
+      num_samples: copies of the clip that LIME asks about (methods).
       draws: random regions whose mean is given (masking).
       dpi: dots an inch.
     """

@@ -21,6 +21,7 @@ from apex_jax import (
     data,
     disentangle,
     look,
+    masking,
     occlusion,
     progress,
     runs,
@@ -34,6 +35,7 @@ from experiments.localisation import corpus as corpus_lib
 from experiments.localisation import options, plants, scoring, variants
 
 PLANTED = corpus_lib.CLASSES.index("planted")
+AT_ONCE = 4  # spectrograms in the network at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,24 @@ class Explained:
             return self.effects[scheme]
         return schemes.views(jnp.asarray(self.maps), keep_cells=True)
 
+    def silenced(self, scheme: schemes.Scheme) -> Float[np.ndarray, "clip region chan"]:
+        """Pooled vectors of the clips without each region, as the masking study does.
+
+        Regions are in the order of `grid.locations`.
+        """
+        front_end = self.problem.front_end
+        locations = jnp.asarray(self.grid.locations(scheme))
+        masks = masking.masks(self.grid, scheme, locations)
+        found = []
+        with progress.bar("masking", len(self.clips), "clip") as on_progress:
+            for clip in self.clips:
+                spectrogram = spectrogram_of(front_end, clip)
+                copies = jnp.broadcast_to(jnp.asarray(spectrogram), masks.shape)
+                left = np.asarray(audio.attenuate(front_end, copies, masks))
+                found.append(_pooled(self.classifier, left))
+                on_progress(1)
+        return np.stack(found)
+
     def audit(self, transform: disentangle.Transform) -> disentangle.Audit:
         """The transformed classifier against the network on all test clips.
 
@@ -179,7 +199,7 @@ def made(
     corpus: corpus_lib.Corpus,
     some: Sequence[schemes.Scheme] = ("square", "time", "frequency"),
 ) -> Explained:
-    """The network on its test clips, of whose regions some schemes' are silenced.
+    """The network on its test clips, with what regions of some schemes add.
 
     Raises:
       ValueError: it finds none of the events.
@@ -247,6 +267,19 @@ def spectrogram_of(front_end: audio.FrontEnd, clip: data.Clip) -> np.ndarray:
     return look.spectrogram_of(front_end, waveform)
 
 
+def _pooled(
+    classifier: classifier_lib.Classifier,
+    spectrograms: Float[np.ndarray, "copy freq time"],
+) -> Float[np.ndarray, "copy chan"]:
+    """Pooled vectors, `AT_ONCE` spectrograms in the network at a time."""
+    found = []
+    for first in range(0, len(spectrograms), AT_ONCE):
+        some = spectrograms[first : first + AT_ONCE]
+        views, _ = look.run(classifier, list(some), AT_ONCE)
+        found.append(np.asarray(views.rows)[: len(some)].mean(axis=1))
+    return np.concatenate(found)
+
+
 def effects_of(
     classifier: classifier_lib.Classifier,
     front_end: audio.FrontEnd,
@@ -267,18 +300,17 @@ def effects_of(
             for scheme, each in found.items():
                 effects = occlusion.effects_of_clip(
                     classifier,
-                    front_end,
                     spectrogram,
                     pooled,
                     grid=grid,
                     scheme=scheme,
-                    chunk_size=4,
+                    chunk_size=AT_ONCE,
                 )
                 each.append(np.asarray(effects.cells))
             on_progress(1)
     cells = {scheme: np.stack(each) for scheme, each in found.items()}
     if {"time", "frequency"} <= set(cells):
-        # What it would be, without silencing them again.
+        # What it would be, without as many passes again.
         cells["time_frequency"] = cells["frequency"] + cells["time"]
     return {
         scheme: schemes.views(jnp.asarray(each), keep_cells=True)
@@ -289,7 +321,7 @@ def effects_of(
 def reopened(folder: Path, mesh: jax.sharding.Mesh) -> Explained:
     """From a folder that the experiment has finished; settings that only make, default.
 
-    Only the regions of the scheme that fits the event are silenced.
+    What regions add is known of the scheme that fits the event alone.
 
     Raises:
       FileNotFoundError: there is no corpus, or no network.

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from apex_jax import (
+    attribution,
     checkpoint,
     data,
     disentangle,
@@ -42,7 +43,12 @@ from experiments.localisation import (
     variants,
 )
 
-SCORES = 5  # version of what is measured; raise it when a change alters a number
+SCORES = 6  # version of what is measured; raise it when a change alters a number
+# As it is mostly used, and with what occlusion has in the place of what is left out.
+LIME: dict[str, attribution.Instead] = {
+    "LIME": "silence",
+    "LIME, usual sound": "usual",
+}
 OTHER_SEED = 1000  # what is added to a seed where another one is wanted
 
 
@@ -186,19 +192,20 @@ def _score(of: explained.Explained, stages: progress.Stages) -> dict[str, Any]:
             pictures.regions(of, transforms, scheme), of.folder / "regions.png", dpi=120
         )
     config, some = of.config, of.clips[: of.config.lime_clips]
-    heats: list[np.ndarray] = []
-    if some:
-        with stages("LIME"), progress.bar("LIME", len(some), "clip") as on_progress:
-            heats = scoring.lime(
+    heats: dict[str, list[np.ndarray]] = {}
+    for name, instead in LIME.items() if some else ():
+        with stages(name), progress.bar(name, len(some), "clip") as on_progress:
+            heats[name] = scoring.lime(
                 next(iter(fitting.values())),
                 some,
                 explained.PLANTED,
                 seed=config.seed,
                 num_samples=config.lime_samples,
+                instead=instead,
                 on_progress=on_progress,
             )
         rows += [
-            _row(of, "LIME", one, scoring.of_heat(of.grid, heats, one))
+            _row(of, name, one, scoring.of_heat(of.grid, heats[name], one))
             for one in schemes.SCHEMES
         ]
     some = of.clips[: config.faithful_clips]
@@ -212,7 +219,7 @@ def _score(of: explained.Explained, stages: progress.Stages) -> dict[str, Any]:
             explained.PLANTED,
             seed=config.seed,
             steps=config.curve_steps,
-            lime=heats,
+            lime=heats.get("LIME", ()),
             on_progress=on_progress,
         )
     cached = methods.features(of.cache_dir, of.problem, config, of.model, scheme)

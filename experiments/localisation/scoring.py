@@ -44,7 +44,7 @@ class Pointing:
 
     Attributes:
       where: of each of them, the largest contribution first. One that contributes
-        nothing, or from which no silence takes anything, is nowhere.
+        nothing, or to which no part of the sound adds anything, is nowhere.
       top: which they are, `[clip, top]`.
       parts: of the evidence, `[clip]` each.
     """
@@ -259,6 +259,7 @@ def lime(
     *,
     seed: int,
     num_samples: int,
+    instead: attribution.Instead,
     on_progress: progress.OnProgress,
 ) -> list[np.ndarray]:
     """LIME's heat of each clip, `[F_in, T_in]`."""
@@ -271,6 +272,7 @@ def lime(
             target=target,
             seed=seed,
             num_samples=num_samples,
+            instead=instead,
         )
         heats.append(found.channels[0].heatmap)
         on_progress(1)

@@ -87,7 +87,7 @@ def _at_a_glance(events: dict[str, Any]) -> list[str]:
             cell = _cell(scores[axis])
             if "share" not in scores:
                 # LIME explains the first clips only.
-                cell += " of the first clips" * (row["method"] == "LIME")
+                cell += " of the first clips" * row["method"].startswith("LIME")
                 others.setdefault(_name(row), {})[event, "map"] = cell
                 continue
             name = row["method"] + ", plain" * (row["evidence"] == "plain")

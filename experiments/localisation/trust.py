@@ -214,30 +214,23 @@ def masked(
     """What silencing a method's region takes from the probability, and other regions.
 
     The masking study (method, section 8) with every other region in the place of random
-    ones: the network without a region is the head on the pooled vector less the
-    region's effect, so all of it is known. Of a transform the region is its top
-    channel's; what points nowhere has nothing silenced.
+    ones. Of a transform the region is its top channel's; what points nowhere has
+    nothing silenced.
 
     Args:
       of: the classifier and its clips.
       transforms: by the name of the way to learn them.
       scheme: where regions lie, one region a location.
     """
-    head, grid, effects = of.classifier.head, of.grid, of.effects[scheme]
-    assert effects.cells is not None
-    pooled = np.asarray(classifier_lib.pool(of.maps))
-    # [clip, region, chan]; along an open axis all cells have one value.
-    rows, columns = grid.regions(scheme)
-    every = np.asarray(effects.cells)[:, :rows, :columns]
-    every = every.reshape(len(pooled), rows * columns, -1)
+    head, (_, columns) = of.classifier.head, of.grid.regions(scheme)
 
     def probability(vectors: np.ndarray) -> np.ndarray:
         logits = np.asarray(head(vectors))
         found = classifier_lib.probabilities(logits, of.classifier.activation)
         return found[..., explained.PLANTED]
 
-    none = probability(pooled)
-    lost = none[:, None] - probability(pooled[:, None] - every)
+    none = probability(np.asarray(classifier_lib.pool(of.maps)))
+    lost = none[:, None] - probability(of.silenced(scheme))
     where = _whole(of, scheme)
     for name, transform in transforms.items():
         for way in variants.WAYS:
