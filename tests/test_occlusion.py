@@ -155,6 +155,68 @@ def test_the_sound_is_found_where_the_map_answers_elsewhere(place, scheme):
         )
 
 
+def effects_under(forward, spectrogram, scheme):
+    """Of a network of one channel, which is the same in all cells: `[F, T]`."""
+
+    def everywhere(params, spectrogram):
+        cells = spectrogram.reshape(-1, F, CELL, T, CELL).mean(axis=(2, 4))
+        feature_map = jnp.broadcast_to(
+            forward(cells)[:, None, None, None], (len(cells), F, T, 1)
+        )
+        return feature_map, feature_map.mean(axis=(1, 2))
+
+    network = classifier.Classifier(
+        params=None,
+        head=classifier.LinearHead(weight=jnp.ones((1, 1)), bias=jnp.zeros(1)),
+        forward_fn=everywhere,
+        class_names=("it",),
+    )
+    return occlusion.effects_of_clip(
+        network,
+        spectrogram,
+        pooled_of(network, jnp.asarray(spectrogram)),
+        grid=GRID,
+        scheme=scheme,
+    ).cells[..., 0]
+
+
+RAIN = np.full(FRONT_END.shape, 1.0, np.float32)
+
+
+def over_rain(*cells):
+    heard = RAIN.copy()
+    for row, column in cells:
+        heard[CELL * row :, CELL * column :][:CELL, :CELL] = 2.0
+    return heard
+
+
+@pytest.mark.parametrize("scheme", ["square", "time", "frequency"])
+def test_a_hole_in_rain_is_no_news(scheme):
+    """To a network that hears whatever differs from rain, and a hole most of all."""
+    found = effects_under(
+        lambda cells: ((cells - 1.0) ** 2).sum(axis=(1, 2)), over_rain((1, 2)), scheme
+    )
+    wanted = np.zeros((F, T))
+    wanted[
+        slice(None) if scheme == "time" else 1,
+        slice(None) if scheme == "frequency" else 2,
+    ] = 1.0
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["square", "time"])
+def test_what_happens_twice_is_found_twice(scheme):
+    """Neither is missed while the other is there, but each alone is enough."""
+    found = effects_under(
+        lambda cells: jnp.minimum((cells - 1.0).sum(axis=(1, 2)), 1.0),
+        over_rain((0, 0), (1, 2)),
+        scheme,
+    )
+    wanted = np.zeros((F, T))
+    wanted[([0, 1], [0, 2]) if scheme == "square" else np.s_[:, [0, 2]]] = 0.5
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def explainers(network, clips):
     """Of each scheme one with banks of real clips, under an affine U."""
