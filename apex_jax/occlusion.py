@@ -122,7 +122,7 @@ def of_differences(
     )
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def _kept(
     grid: schemes.Grid, part: schemes.Scheme
 ) -> Bool[np.ndarray, "copy freq time"]:
