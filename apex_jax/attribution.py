@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -103,13 +103,17 @@ def lime(
         classifier is asked about.
       num_segments: superpixels, about.
       instead: what is heard in the place of those, silence or what is usual in the
-        clip (`occlusion.usual`, of the scheme).
+        clip (`occlusion.usual`).
 
     Raises:
       AudioError: the sound cannot be used.
       ImportError: lime or scikit-image is not installed.
       ValueError: no such class or scheme, or a number out of range.
     """
+    if instead not in get_args(Instead):
+        raise ValueError(
+            f"instead must be one of {', '.join(get_args(Instead))}; got {instead!r}"
+        )
     seen = explainer.look(sound, sample_rate=sample_rate, offset_s=offset_s)
     wanted = _target(explainer, seen, target)
     # `look` refuses an explainer that cannot be given sound.
@@ -117,9 +121,7 @@ def lime(
     assert seen.spectrogram is not None
     usual = None
     if instead == "usual":
-        usual = np.asarray(
-            occlusion.usual(seen.spectrogram, scheme or explainer.scheme)
-        )
+        usual = np.asarray(occlusion.usual(seen.spectrogram))
     segments, weights = superpixels.lime(
         explainer.classifier,
         explainer.front_end,

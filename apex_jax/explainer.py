@@ -410,6 +410,7 @@ class Explainer:
             )
         effects = occlusion.effects_of_clip(
             self.classifier,
+            self._front_end(),
             seen.spectrogram,
             np.mean(seen.views.rows, axis=0),
             grid=self.grid(),

@@ -148,6 +148,7 @@ class Gallery:
                 assert spectrogram is not None
                 self._effects[key] = occlusion.effects_of_clip(
                     self._classifier,
+                    self._front_end,
                     spectrogram,
                     np.mean(views.rows, axis=0),
                     grid=grid,

@@ -93,6 +93,26 @@ def looks(
             yield Look(**facts, views=mine, logits=logits[i])
 
 
+def pooled(
+    classifier: classifier_lib.Network,
+    spectrograms: Float[np.ndarray, "copy freq time"],
+    chunk_size: int = 8,
+) -> Float[np.ndarray, "copy chan"]:
+    """Pooled vectors of many spectrograms, on the host.
+
+    Args:
+      classifier: the network.
+      spectrograms: in the front end's units.
+      chunk_size: how many in the network at a time.
+    """
+    found = []
+    for first in range(0, len(spectrograms), chunk_size):
+        chunk = list(spectrograms[first : first + chunk_size])
+        views, _ = run(classifier, chunk, chunk_size)
+        found.append(np.asarray(views.rows[: len(chunk)]).mean(axis=1))
+    return np.concatenate(found)
+
+
 def offsets(
     front_end: audio.FrontEnd,
     path: str | os.PathLike,

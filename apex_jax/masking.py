@@ -150,7 +150,7 @@ def masked_logits(
         views = schemes.views(feature_map, keep_cells=schemes.needs_cells(scheme))
         if locate == "occlusion":
             views = occlusion.effects(
-                classifier, spectrogram, pooled, grid=grid, scheme=scheme
+                classifier, front_end, spectrogram, pooled, grid=grid, scheme=scheme
             )
 
         def top_location(views, pooled, logits):
@@ -344,6 +344,7 @@ def hide(
     if locate == "occlusion":
         views = seen.effects.get(scheme) or occlusion.effects_of_clip(
             explainer.classifier,
+            front_end,
             seen.spectrogram,
             pooled,
             grid=grid,

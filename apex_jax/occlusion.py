@@ -2,15 +2,17 @@
 
 The paper looks for the cell, column or row of the feature map where a channel is
 largest. A deep network sees far around each cell, and its map need not answer where
-the sound is. Here each region of the scheme is taken from the sound, and each is left
-as all there is of it; what the pooled vector loses and gains, halved, is the region's
-*effect*: the last and the first term of its Shapley value (Shapley, 1953), of which the
-last alone is plain occlusion (Zeiler & Fergus, 2014). U is linear, so the same passes
-give the effects on all channels, and they take the map's place in whatever finds a
-location or draws heat.
+the sound is. Here the sound itself is changed, and a region's *effect* is the mean of
+two answers:
 
-In a region's place comes what is usual in the clip, not silence: a hole in rain is
-news.
+- what the pooled vector loses when what is *usual* in the clip takes the region's
+  place: is it needed? (Zeiler & Fergus, 2014; not with silence, as a hole in rain is
+  news to a network, too.)
+- what it gains over silence when the region is all there is to hear: is it enough?
+  What happens twice is not needed, and what goes on all the time is usual.
+
+U is linear, so the same passes give the effects on all channels, and they take the
+map's place in whatever finds a location or draws heat.
 """
 
 from __future__ import annotations
@@ -21,35 +23,36 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from apex_jax import audio, disentangle, look, schemes
 from apex_jax import classifier as classifier_lib
-from apex_jax import disentangle, look, schemes
 
 # An effect smaller than this share of the pooled vector is rounding, and none.
 NOTHING = 1e-5
 
 
 def usual(
-    spectrogram: Float[Array | np.ndarray, "*batch freq time"], scheme: schemes.Scheme
+    spectrogram: Float[Array | np.ndarray, "*batch freq time"],
 ) -> Float[Array, "*batch freq time"]:
-    """What takes a region's place: what the clip sounds like elsewhere.
+    """What a clip sounds like without what is special at a moment or in a band.
 
-    Each row's median over time; where regions are bands all the time, that would be the
-    band itself, and it is each frame's median over frequency.
+    The smaller of each row's median over time and each frame's over frequency. Silence
+    that was appended to a clip counts as any other sound.
 
     Args:
       spectrogram: from `audio.spectrogram`.
-      scheme: of the region.
     """
     spectrogram = jnp.asarray(spectrogram)
-    axis = -2 if scheme == "frequency" else -1
-    level = jnp.median(spectrogram, axis=axis, keepdims=True)
-    return jnp.broadcast_to(level, spectrogram.shape)
+    of_row, of_frame = (
+        jnp.median(spectrogram, axis=axis, keepdims=True) for axis in (-1, -2)
+    )
+    return jnp.minimum(of_row, of_frame)
 
 
 def effects(
     classifier: classifier_lib.Network,
+    front_end: audio.FrontEnd,
     spectrogram: Float[Array, "batch freq time"],
     pooled: Float[Array, "batch chan"],
     *,
@@ -58,11 +61,11 @@ def effects(
 ) -> schemes.Views:
     """What each region adds to the pooled vectors of a batch, region by region.
 
-    To be compiled; memory does not grow with the number of regions but for masks and
-    the result.
+    To be compiled; memory does not grow with the number of regions but for the result.
 
     Args:
       classifier: the untouched network.
+      front_end: tells what silence is.
       spectrogram: of the clips.
       pooled: their pooled vectors, with nothing taken away.
       grid: how maps lie on spectrograms.
@@ -70,25 +73,33 @@ def effects(
 
     Returns:
       The mean of what the pooled vector loses without the region and of what it gains
-      by the region where all else is `usual`, zeros where that is within rounding; as
-      views with cells in the map's shape: constant along an axis that the scheme leaves
-      open, of time-frequency the row's effect plus the column's.
+      by the region alone, zeros where that is within rounding; as views with cells in
+      the map's shape: constant along an axis that the scheme leaves open, of
+      time-frequency the row's effect plus the column's.
     """
+
+    def pool(heard):
+        return classifier_lib.pool(classifier(heard)[0])
+
+    instead, silence = usual(spectrogram), _silence(front_end, spectrogram)
+    nothing = pool(silence)
     parts: dict[schemes.Scheme, jax.Array | np.ndarray] = {}
     for part in _parts(scheme):
-        instead = usual(spectrogram, part)
 
-        def pool(kept, instead=instead):
-            left = jnp.where(kept, spectrogram, instead)
-            return classifier_lib.pool(classifier(left)[0])
+        def effect(location, part=part):
+            region = grid.mask(part, location)[None] > 0
+            without = pool(jnp.where(region, instead, spectrogram))
+            alone = pool(jnp.where(region, spectrogram, silence))
+            return _effect(pooled, without, alone, nothing)
 
-        found = jax.lax.map(pool, jnp.asarray(_kept(grid, part)))
-        parts[part] = jax.vmap(_effects, in_axes=(0, 1))(pooled, found)
+        found = jax.lax.map(effect, jnp.asarray(grid.locations(part)))
+        parts[part] = jnp.swapaxes(found, 0, 1)
     return _views(grid, parts)
 
 
 def effects_of_clip(
     classifier: classifier_lib.Network,
+    front_end: audio.FrontEnd,
     spectrogram: Float[np.ndarray, "freq time"],
     pooled: Float[Array | np.ndarray, " chan"],
     *,
@@ -99,15 +110,14 @@ def effects_of_clip(
     """`effects` of one clip, several regions in the network at a time, on the host."""
     parts: dict[schemes.Scheme, jax.Array | np.ndarray] = {}
     for part in _parts(scheme):
-        instead = np.asarray(usual(spectrogram, part))
-        found = []
-        kept = _kept(grid, part)
-        for first in range(0, len(kept), chunk_size):
-            chunk = kept[first : first + chunk_size]
-            left = np.where(chunk, spectrogram, instead)
-            views, _ = look.run(classifier, list(left), chunk_size)
-            found.append(views.rows[: len(chunk)].mean(axis=1))
-        parts[part] = _effects(jnp.asarray(pooled), jnp.concatenate(found))
+        copies = _copies(spectrogram, front_end=front_end, grid=grid, part=part)
+        found = jnp.asarray(look.pooled(classifier, np.asarray(copies), chunk_size))
+        without, alone = jnp.split(found[:-1], 2)
+        whole, nothing = (
+            jnp.broadcast_to(one, without.shape)
+            for one in (jnp.asarray(pooled)[None], found[-1:])
+        )
+        parts[part] = _effect(whole, without, alone, nothing)
     return jax.tree.map(np.asarray, _views(grid, parts))
 
 
@@ -122,31 +132,45 @@ def of_differences(
     )
 
 
-@functools.lru_cache(maxsize=8)
-def _kept(
-    grid: schemes.Grid, part: schemes.Scheme
-) -> Bool[np.ndarray, "copy freq time"]:
-    """What copies of a clip keep: all but each region, each region alone, nothing."""
-    with jax.ensure_compile_time_eval():
-        mask = jax.vmap(functools.partial(grid.mask, part))
-        region = np.asarray(mask(jnp.asarray(grid.locations(part)))) > 0
-    return np.concatenate([~region, region, np.zeros_like(region[:1])])
+def _silence(
+    front_end: audio.FrontEnd, spectrogram: Float[Array, "batch freq time"]
+) -> Float[Array, "batch freq time"]:
+    level = audio.silence_level(front_end, spectrogram)
+    return jnp.broadcast_to(level[:, None, None], spectrogram.shape)
 
 
-def _effects(
-    whole: Float[Array, " chan"], copies: Float[Array, "copy chan"]
-) -> Float[Array, "region chan"]:
-    """Of the pooled vectors of a clip and of its copies, in the order of `_kept`."""
-    num = len(copies) // 2
-    without, alone, nothing = copies[:num], copies[num:-1], copies[-1]
-    most = jnp.max(jnp.abs(whole))
+@functools.partial(jax.jit, static_argnames=("front_end", "grid", "part"))
+def _copies(
+    spectrogram: Float[Array, "freq time"],
+    *,
+    front_end: audio.FrontEnd,
+    grid: schemes.Grid,
+    part: schemes.Scheme,
+) -> Float[Array, "copy freq time"]:
+    """A clip without each region, then each region alone, and silence."""
+    locations = jnp.asarray(grid.locations(part))
+    region = jax.vmap(functools.partial(grid.mask, part))(locations) > 0
+    silence = _silence(front_end, spectrogram[None])
+    without = jnp.where(region, usual(spectrogram)[None], spectrogram[None])
+    alone = jnp.where(region, spectrogram[None], silence)
+    return jnp.concatenate([without, alone, silence])
 
-    def beyond_rounding(difference):
-        size = jnp.max(jnp.abs(difference), axis=1, keepdims=True)
+
+def _effect(
+    whole: Float[Array, "n chan"],
+    without: Float[Array, "n chan"],
+    alone: Float[Array, "n chan"],
+    nothing: Float[Array, "n chan"],
+) -> Float[Array, "n chan"]:
+    """Of pooled vectors; exactly nothing where that is rounding, as of silence."""
+
+    def beyond_rounding(more, less):
+        difference = more - less
+        most = jnp.maximum(jnp.abs(more), jnp.abs(less)).max(axis=1, keepdims=True)
+        size = jnp.abs(difference).max(axis=1, keepdims=True)
         return jnp.where(size > NOTHING * most, difference, 0.0)
 
-    lost, gained = whole[None] - without, alone - nothing[None]
-    return (beyond_rounding(lost) + beyond_rounding(gained)) / 2
+    return (beyond_rounding(whole, without) + beyond_rounding(alone, nothing)) / 2
 
 
 def _parts(scheme: schemes.Scheme) -> tuple[schemes.Scheme, ...]:

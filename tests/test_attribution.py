@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import soundfile
@@ -196,6 +197,8 @@ def test_lime_tells_its_settings_and_keeps_to_its_seed(explainer, clip):
     usual = by_method("lime", explainer, clip.path, seed=3, instead="usual")
     assert np.abs(first.contributions - usual.contributions).max() > 1e-6
     assert dict(usual.provenance.settings)["LIME instead of a superpixel"] == "usual"
+    with pytest.raises((ValueError, jaxtyping.TypeCheckError), match="instead"):
+        by_method("lime", explainer, clip.path, instead="median")
     settings = dict(first.provenance.settings)
     assert settings["LIME instead of a superpixel"] == "silence"
     assert settings["LIME seed"] == "3"

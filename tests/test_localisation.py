@@ -96,7 +96,8 @@ def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
     rows = results["events"]["burst"]["rows"]
     assert {row["method"] for row in rows} == {
         "random", "always the same", "CAM", "Grad-CAM", "all channels",
-        "all channels, random weights", "loudest region", "raw channels", "paper",
+        "all channels, random weights", "loudest region", "most unusual region",
+        "raw channels", "paper",
         "whitened", "LIME", "LIME, usual sound",
     }  # fmt: skip
     assert "### burst: square scheme" in (tmp_path / "run/localisation.md").read_text()

@@ -232,6 +232,14 @@ def test_what_takes_no_network(rng):
     assert there.all()
     found, _ = scoring.loudest(GRID, heard, "frequency")
     assert [tuple(p) for p in found[:, 0].tolist()] == [(r, -1) for r, _ in PLACES]
+    # A band that is loud all the time is no more unusual at one moment than another.
+    heard[:, 32:48] += 3
+    assert scoring.loudest(GRID, heard, "square")[0][:, 0, 0].tolist() == [2] * 5
+    for pixels, (row, column) in zip(heard, PLACES, strict=True):
+        pixels[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] += 3
+    found, there = scoring.unusual(GRID, heard, "time")
+    assert [tuple(p) for p in found[:, 0].tolist()] == [(-1, c) for _, c in PLACES]
+    assert there.all()
     known = boxes_of([(1, 2), (1, 3), (2, 2)])
     for scheme, place in (("frequency", (1, -1)), ("time", (-1, 2))):
         found, there = scoring.constant(GRID, scheme, known, 3)

@@ -46,25 +46,26 @@ def pooled_of(model, spectrogram):
     return model(spectrogram[None])[0][0].mean(axis=(0, 1))
 
 
-def usual_by_hand(spectrogram, part):
-    """Each row's median over time; of rows each frame's over frequency."""
-    if part == "frequency":
-        return np.array([[np.median(frame) for frame in spectrogram.T]] * 24)
-    return np.array([[np.median(row)] * 32 for row in spectrogram])
+def usual_by_hand(spectrogram):
+    """The smaller of the row's median over time and the frame's over frequency."""
+    rows = [np.median(row) for row in spectrogram]
+    frames = [np.median(frame) for frame in spectrogram.T]
+    return np.array([[min(row, frame) for frame in frames] for row in rows])
 
 
 def effects_by_hand(network, spectrogram, scheme):
     """`[F, T, chan]`: each region taken away, and each all there is."""
+    usual = usual_by_hand(spectrogram)
+    silence = attenuated(spectrogram, np.ones_like(spectrogram))
 
-    def pooled(kept, part):
-        usual = usual_by_hand(spectrogram, part)
-        left = kept * spectrogram + (1 - kept) * usual
+    def pooled(kept, instead):
+        left = kept * spectrogram + (1 - kept) * instead
         return np.asarray(pooled_of(network, jnp.asarray(left, "f4")))
 
     def effect(part, row, column):
         mask = mask_by_hand(part, row, column, hard=True)
-        lost = pooled(np.ones_like(mask), part) - pooled(1 - mask, part)
-        gained = pooled(mask, part) - pooled(np.zeros_like(mask), part)
+        lost = pooled(np.ones_like(mask), usual) - pooled(1 - mask, usual)
+        gained = pooled(mask, silence) - pooled(np.zeros_like(mask), silence)
         return (lost + gained) / 2
 
     found = np.zeros((F, T, CHAN))
@@ -87,8 +88,9 @@ def test_effects_by_hand(scheme, network, clips):
     """Of several clips compiled; of one clip in chunks that do not come out even."""
     spectrograms = np.stack([test_cache.map_of(network, c)[0] for c in clips[:2]])
     pooled = jnp.stack([pooled_of(network, s) for s in spectrograms])
-    batch = jax.jit(occlusion.effects, static_argnames=("grid", "scheme"))(
+    batch = jax.jit(occlusion.effects, static_argnames=("front_end", "grid", "scheme"))(
         network,
+        front_end=FRONT_END,
         spectrogram=jnp.asarray(spectrograms),
         pooled=pooled,
         grid=GRID,
@@ -98,6 +100,7 @@ def test_effects_by_hand(scheme, network, clips):
         wanted = effects_by_hand(network, spectrogram, scheme)
         one = occlusion.effects_of_clip(
             network,
+            FRONT_END,
             spectrogram,
             pooled[n],
             grid=GRID,
@@ -173,6 +176,7 @@ def effects_under(forward, spectrogram, scheme):
     )
     return occlusion.effects_of_clip(
         network,
+        FRONT_END,
         spectrogram,
         pooled_of(network, jnp.asarray(spectrogram)),
         grid=GRID,
@@ -180,41 +184,73 @@ def effects_under(forward, spectrogram, scheme):
     ).cells[..., 0]
 
 
-RAIN = np.full(FRONT_END.shape, 1.0, np.float32)
+SILENCE = float(audio.silence_level(FRONT_END, np.full((1, 1, 1), 2.0, "f4"))[0])
+RAIN = 1.0
+EVENT = 2.0  # also the loudest, which silence is counted from
 
 
 def over_rain(*cells):
-    heard = RAIN.copy()
+    heard = np.full(FRONT_END.shape, RAIN, np.float32)
     for row, column in cells:
-        heard[CELL * row :, CELL * column :][:CELL, :CELL] = 2.0
+        heard[CELL * row :, CELL * column :][:CELL, :CELL] = EVENT
     return heard
+
+
+def region_of(scheme, row, column):
+    return (
+        slice(None) if scheme == "time" else row,
+        slice(None) if scheme == "frequency" else column,
+    )
 
 
 @pytest.mark.parametrize("scheme", ["square", "time", "frequency"])
 def test_a_hole_in_rain_is_no_news(scheme):
-    """To a network that hears whatever differs from rain, and a hole most of all."""
+    """To a network that hears whatever differs from rain, and silence most of all."""
     found = effects_under(
-        lambda cells: ((cells - 1.0) ** 2).sum(axis=(1, 2)), over_rain((1, 2)), scheme
+        lambda cells: jnp.abs(cells - RAIN).sum(axis=(1, 2)),
+        over_rain((1, 2)),
+        scheme,
     )
-    wanted = np.zeros((F, T))
-    wanted[
-        slice(None) if scheme == "time" else 1,
-        slice(None) if scheme == "frequency" else 2,
-    ] = 1.0
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    # Rain in the place of silence makes it hear less, the event less so.
+    size = {"square": 1, "time": F, "frequency": T}[scheme]
+    wanted = np.full((F, T), size * (SILENCE - RAIN) / 2)
+    wanted[region_of(scheme, 1, 2)] += (1 + 1) / 2
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scheme", ["square", "time"])
 def test_what_happens_twice_is_found_twice(scheme):
     """Neither is missed while the other is there, but each alone is enough."""
     found = effects_under(
-        lambda cells: jnp.minimum((cells - 1.0).sum(axis=(1, 2)), 1.0),
+        lambda cells: jnp.minimum(jnp.maximum(cells - RAIN, 0).sum(axis=(1, 2)), 1.0),
         over_rain((0, 0), (1, 2)),
         scheme,
     )
     wanted = np.zeros((F, T))
-    wanted[([0, 1], [0, 2]) if scheme == "square" else np.s_[:, [0, 2]]] = 0.5
+    wanted[region_of(scheme, 0, 0)] = wanted[region_of(scheme, 1, 2)] = 0.5
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "cells"),
+    [
+        ("time", [(row, column) for row in range(F) for column in range(3)]),
+        ("square", [(1, column) for column in range(T)]),
+        ("frequency", [(1, column) for column in range(T)]),
+    ],
+)
+def test_what_goes_on_for_most_of_a_clip_is_found(scheme, cells):
+    """Three moments of four, or a band all the time, which is its own usual sound."""
+    found = effects_under(
+        lambda cells: jnp.maximum(cells - RAIN, 0).sum(axis=(1, 2)),
+        over_rain(*cells),
+        scheme,
+    )
+    there = np.zeros((F, T), bool)
+    for cell in cells:
+        there[region_of(scheme, *cell)] = True
+    assert (found[there] > 0.4).all()
+    assert (found[~there] < 1e-5).all()
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +354,7 @@ def test_in_silence_there_is_nothing_to_find(scheme, explainers, network):
     found = explainer.explain(seen, num_prototypes=3)
     assert all(channel.areas == () for channel in found.channels)
     assert not any(channel.heatmap.any() for channel in found.channels)
-    # Prototypes are sounds: each has a region where some silence takes something.
+    # Prototypes are sounds: each has a region where some part of it adds something.
     matrix = np.asarray(explainer.transform.matrix, np.float64)
     for channel in found.channels:
         for prototype in channel.prototypes:
@@ -330,6 +366,7 @@ def test_in_silence_there_is_nothing_to_find(scheme, explainers, network):
     assert all(channel.areas for channel in by_map.channels)
     several = occlusion.effects(
         network,
+        FRONT_END,
         jnp.asarray(nothing[None]),
         pooled_of(network, jnp.asarray(nothing))[None],
         grid=GRID,
@@ -378,7 +415,7 @@ def test_each_class_of_a_clip_from_one_set_of_passes(explainers, clips, monkeypa
     assert len(calls) == 1 + len(shown)
 
 
-def test_what_cannot_be_silenced_is_refused(explainers, clips):
+def test_a_map_without_its_sound_is_refused(explainers, clips):
     explainer = explainers["frequency"]
     with pytest.raises((ValueError, jaxtyping.TypeCheckError), match="locate"):
         explainer(clips[0].path, locate="gradient")

@@ -164,8 +164,8 @@ class Explain:
       num_negatives: and of those that excite it least.
       evidence: what channels add to the class's logit, the paper's, or, under softmax,
         to its lead over the other classes.
-      locate: what finds regions, the feature map, the paper's, or occlusion, what the
-        sound loses without each region and what it is of each alone: two passes
+      locate: what finds regions, the feature map, the paper's, or occlusion: what the
+        channel loses without each part of the sound and has of each alone, two passes
         through the network for each region of the clip and of each prototype.
       start_s: where in the recording to begin, in seconds.
       end_s: where to end; a window is as long as the classifier's clips, and may reach

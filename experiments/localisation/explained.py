@@ -128,7 +128,7 @@ class Explained:
                 spectrogram = spectrogram_of(front_end, clip)
                 copies = jnp.broadcast_to(jnp.asarray(spectrogram), masks.shape)
                 left = np.asarray(audio.attenuate(front_end, copies, masks))
-                found.append(_pooled(self.classifier, left))
+                found.append(look.pooled(self.classifier, left, AT_ONCE))
                 on_progress(1)
         return np.stack(found)
 
@@ -267,19 +267,6 @@ def spectrogram_of(front_end: audio.FrontEnd, clip: data.Clip) -> np.ndarray:
     return look.spectrogram_of(front_end, waveform)
 
 
-def _pooled(
-    classifier: classifier_lib.Classifier,
-    spectrograms: Float[np.ndarray, "copy freq time"],
-) -> Float[np.ndarray, "copy chan"]:
-    """Pooled vectors, `AT_ONCE` spectrograms in the network at a time."""
-    found = []
-    for first in range(0, len(spectrograms), AT_ONCE):
-        some = spectrograms[first : first + AT_ONCE]
-        views, _ = look.run(classifier, list(some), AT_ONCE)
-        found.append(np.asarray(views.rows)[: len(some)].mean(axis=1))
-    return np.concatenate(found)
-
-
 def effects_of(
     classifier: classifier_lib.Classifier,
     front_end: audio.FrontEnd,
@@ -300,6 +287,7 @@ def effects_of(
             for scheme, each in found.items():
                 effects = occlusion.effects_of_clip(
                     classifier,
+                    front_end,
                     spectrogram,
                     pooled,
                     grid=grid,

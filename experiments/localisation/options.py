@@ -65,7 +65,7 @@ class Config(options.Common):
     lime_clips: int = 20
     """Test clips that LIME explains; it is slow."""
     lime_samples: int = 500
-    """Silenced copies of each that it asks about."""
+    """Copies of each that it asks about, with parts left out."""
     faithful_clips: int = 10
     """Test clips that are silenced and brought back step by step."""
     curve_steps: int = 16

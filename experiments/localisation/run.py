@@ -366,6 +366,7 @@ def _without_learning(of: explained.Explained, scheme: schemes.Scheme) -> list[d
     effects = explained.effects_of(network, front_end, clips, maps, (scheme,))[scheme]
     where = {
         "loudest region": scoring.loudest(of.grid, heard, scheme),
+        "most unusual region": scoring.unusual(of.grid, heard, scheme),
         f"{trust.CLASS}, {stable.RANDOM}": scoring.whole(
             network, effects, said, scheme, kind="contrastive"
         ),

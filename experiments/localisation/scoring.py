@@ -24,6 +24,7 @@ from apex_jax import (
     data,
     disentangle,
     evidence,
+    occlusion,
     pointing,
     progress,
     schemes,
@@ -188,7 +189,7 @@ def whole(
 ) -> Where:
     """Where all channels together speak for a class, `W[c]` of the views.
 
-    Of maps this is CAM (Zhou et al., 2016), of regions' effects plain occlusion of the
+    Of maps this is CAM (Zhou et al., 2016), of regions' effects occlusion of the
     class (Zeiler & Fergus, 2014). The class is one, or one a clip.
     """
     head = evidence.head_of(classifier.head, classifier.activation, kind)
@@ -226,6 +227,20 @@ def loudest(
     cells = jax.vmap(lambda pixels: attribution.cell_means(pixels, grid))
     quietest = spectrogram.min(axis=(1, 2), keepdims=True)
     return _hottest(cells(jnp.asarray(spectrogram - quietest)), scheme)
+
+
+def unusual(
+    grid: schemes.Grid,
+    spectrogram: Float[np.ndarray, "clip freq time"],
+    scheme: schemes.Scheme,
+) -> Where:
+    """The region that occlusion changes most, whatever a network makes of that.
+
+    By the mean square of what lies between its pixels and `occlusion.usual`.
+    """
+    cells = jax.vmap(lambda pixels: attribution.cell_means(pixels, grid))
+    changed = jnp.asarray(spectrogram) - occlusion.usual(spectrogram)
+    return _hottest(cells(changed**2), scheme)
 
 
 def constant(
