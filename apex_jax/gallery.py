@@ -33,7 +33,7 @@ from apex_jax import (
 from apex_jax import classifier as classifier_lib
 
 RECENT_CLIPS = 64
-RECENT_EFFECTS = 256  # small, and each took a pass a region
+RECENT_EFFECTS = 256  # small, and each took two passes a region
 
 # Views of a clip's map, or of its regions' effects; the spectrogram to draw them on.
 Seen = tuple[schemes.Views, np.ndarray | None]
