@@ -108,7 +108,7 @@ def lime(
     Raises:
       AudioError: the sound cannot be used.
       ImportError: lime or scikit-image is not installed.
-      ValueError: no such class or scheme, or a number out of range.
+      ValueError: no such class, scheme or `instead`, or a number out of range.
     """
     if instead not in get_args(Instead):
         raise ValueError(
