@@ -8,8 +8,10 @@ import tempfile
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
-    # Most of the time is compilation; the programs themselves are tiny.
+    # Most of the time is compilation; the programs themselves are tiny. The emitters of
+    # fused loops alone take more than half of it.
     + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What one worker or one command has compiled, the others load: a folder of this run,
