@@ -83,7 +83,7 @@ def effects(
 
     instead, silence = usual(spectrogram), _silence(front_end, spectrogram)
     nothing = pool(silence)
-    parts: dict[schemes.Scheme, jax.Array | np.ndarray] = {}
+    parts = {}
     for part in _parts(scheme):
 
         def effect(location, part=part):
@@ -108,17 +108,11 @@ def effects_of_clip(
     chunk_size: int = 8,
 ) -> schemes.Views:
     """`effects` of one clip, several regions in the network at a time, on the host."""
-    parts: dict[schemes.Scheme, jax.Array | np.ndarray] = {}
+    found = {}
     for part in _parts(scheme):
         copies = _copies(spectrogram, front_end=front_end, grid=grid, part=part)
-        found = jnp.asarray(look.pooled(classifier, np.asarray(copies), chunk_size))
-        without, alone = jnp.split(found[:-1], 2)
-        whole, nothing = (
-            jnp.broadcast_to(one, without.shape)
-            for one in (jnp.asarray(pooled)[None], found[-1:])
-        )
-        parts[part] = _effect(whole, without, alone, nothing)
-    return jax.tree.map(np.asarray, _views(grid, parts))
+        found[part] = look.pooled(classifier, np.asarray(copies), chunk_size)
+    return jax.tree.map(np.asarray, _compared(pooled, found, grid=grid))
 
 
 def of_differences(
@@ -156,11 +150,26 @@ def _copies(
     return jnp.concatenate([without, alone, silence])
 
 
+@functools.partial(jax.jit, static_argnames="grid")
+def _compared(
+    pooled: Float[Array, " chan"],
+    found: dict[schemes.Scheme, Float[Array, "_ chan"]],
+    *,
+    grid: schemes.Grid,
+) -> schemes.Views:
+    """Effects from the pooled vectors of a clip, and of `_copies` of it."""
+    parts = {}
+    for part, of_copies in found.items():
+        without, alone = jnp.split(of_copies[:-1], 2)
+        parts[part] = _effect(pooled[None], without, alone, of_copies[-1:])
+    return _views(grid, parts)
+
+
 def _effect(
-    whole: Float[Array, "n chan"],
+    whole: Float[Array, "#n chan"],
     without: Float[Array, "n chan"],
     alone: Float[Array, "n chan"],
-    nothing: Float[Array, "n chan"],
+    nothing: Float[Array, "#n chan"],
 ) -> Float[Array, "n chan"]:
     """Of pooled vectors; exactly nothing where that is rounding, as of silence."""
 
@@ -178,9 +187,7 @@ def _parts(scheme: schemes.Scheme) -> tuple[schemes.Scheme, ...]:
     return ("frequency", "time") if scheme == "time_frequency" else (scheme,)
 
 
-def _views(
-    grid: schemes.Grid, parts: dict[schemes.Scheme, jax.Array | np.ndarray]
-) -> schemes.Views:
+def _views(grid: schemes.Grid, parts: dict[schemes.Scheme, jax.Array]) -> schemes.Views:
     """Effects of regions, `[*batch, region, chan]`, laid out as a map."""
     laid = [
         jnp.reshape(effect, (*effect.shape[:-2], *grid.regions(part), -1))

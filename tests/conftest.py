@@ -25,6 +25,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import jax
 import numpy as np
+import psutil
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -39,9 +40,10 @@ def pytest_unconfigure():
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Compiled programs of a module are of no use to the next, and take gigabytes."""
+    """Compiled programs take gigabytes, and looking them through takes seconds."""
     yield
-    jax.clear_caches()
+    if psutil.Process().memory_info().rss > 3 * 2**30:
+        jax.clear_caches()
 
 
 @pytest.fixture

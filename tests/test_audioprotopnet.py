@@ -41,6 +41,21 @@ SMALL = convnext.ConvNeXtConfig(depths=(1,), dims=(6,), num_classes=2)  # to tra
 CLASSES, EACH = 3, 2
 
 
+@jax.jit
+def body_of(model, spectrogram):
+    return model.backbone.body(spectrogram)
+
+
+@jax.jit
+def logits_by(model, spectrogram):
+    return model(spectrogram)
+
+
+@jax.jit
+def similarities_of(model, spectrogram):
+    return model.head.similarities(body_of(model, spectrogram))
+
+
 @functools.cache
 def model_of(seed=0, backbone=BACKBONE):
     """Every array matters, and some weights are below zero."""
@@ -96,15 +111,17 @@ def logits_of(model, body):
 
 def test_logits_are_the_formula():
     model, spectrogram = model_of(), test_convnext.spectrograms(2, 24, 40)
-    body = np.asarray(model.backbone.body(spectrogram))
+    body = np.asarray(body_of(model, spectrogram))
     assert (np.asarray(model.head.weight[...]) < 0).any()
     expected = [logits_of(model, one) for one in body]
-    np.testing.assert_allclose(model(spectrogram), expected, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(
+        logits_by(model, spectrogram), expected, rtol=2e-6, atol=2e-6
+    )
 
 
 def test_maps_are_the_formula():
     model, spectrogram = model_of(), test_convnext.spectrograms(2, 24, 40)
-    body = model.backbone.body(spectrogram)
+    body = body_of(model, spectrogram)
     chosen = np.array([4, 1])
     prototypes = np.asarray(model.head.prototypes[...]).reshape(CLASSES * EACH, -1)
     found = model.head.maps(body, chosen)
@@ -124,16 +141,18 @@ def test_a_vector_and_itself():
 def test_chunks_change_nothing(chunk, monkeypatch):
     """Neither similarities nor gradients, where chunks divide evenly and where not."""
     model, spectrogram = model_of(), test_convnext.spectrograms(2, 24, 40)
-    body = model.backbone.body(spectrogram)
+    body = body_of(model, spectrogram)
 
     def total(head, body):
         return jnp.sum(head.similarities(body) ** 2)
 
-    found = jax.value_and_grad(total, argnums=(0, 1))
-    whole = found(model.head, body)
+    def found():
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(model.head, body)
+
+    whole = found()
     monkeypatch.setattr(network, "CHUNK", chunk)
     for one, other in zip(
-        jax.tree.leaves(whole), jax.tree.leaves(found(model.head, body)), strict=True
+        jax.tree.leaves(whole), jax.tree.leaves(found()), strict=True
     ):
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
 
@@ -177,7 +196,7 @@ def test_as_network_gives_similarities_and_logits():
     model, spectrogram = model_of(), test_convnext.spectrograms(2, 24, 40)
     feature_map, logits = network.as_network(model)(spectrogram)
     assert feature_map.shape == (2, 1, 1, CLASSES * EACH)
-    np.testing.assert_allclose(logits, model(spectrogram), rtol=1e-6)
+    np.testing.assert_allclose(logits, logits_by(model, spectrogram), rtol=1e-6)
     similarities = np.asarray(feature_map).reshape(2, CLASSES, EACH)
     weight = np.maximum(np.asarray(model.head.weight[...]), 0)
     expected = (similarities * weight).sum(axis=-1) + np.asarray(model.head.bias[...])
@@ -215,8 +234,8 @@ def test_the_gradient_is_that_of_the_maximum():
         cosine /= lengths[0][..., None] * (lengths[1] + 1e-4)[None, None]
         return jnp.sum(jnp.sin(jnp.maximum(cosine / 1.01, 0).max(axis=1)))
 
-    expected = jax.grad(plain, argnums=(0, 1))(body, prototypes)
-    found = jax.grad(ours, argnums=(0, 1))(body, prototypes)
+    expected = jax.jit(jax.grad(plain, argnums=(0, 1)))(body, prototypes)
+    found = jax.jit(jax.grad(ours, argnums=(0, 1)))(body, prototypes)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
@@ -226,7 +245,9 @@ def test_restricted_to_some_classes():
     some = network.restrict(model, [2, 0])
     assert some.config.num_classes == 2
     np.testing.assert_allclose(
-        some(spectrogram), model(spectrogram)[:, [2, 0]], rtol=1e-6
+        logits_by(some, spectrogram),
+        logits_by(model, spectrogram)[:, [2, 0]],
+        rtol=1e-6,
     )
     for wrong in ([], [3], [-1]):
         with pytest.raises(ValueError, match="classes must be some of 0 to 2"):
@@ -255,11 +276,11 @@ def test_asymmetric_loss():
         p = 1 / (1 + np.exp(-z))
         q = min(1 - p + 0.05, 1)
         total -= (1 - p) * np.log(max(p, 1e-8)) if y else (1 - q) ** 4 * np.log(q)
-    found = objective.asymmetric(logits, target, valid)
+    found = jax.jit(objective.asymmetric)(logits, target, valid)
     assert float(found) == pytest.approx(total / 6, rel=1e-5)
     nobody = objective.asymmetric(logits, target, jnp.zeros(3, bool))
     assert float(nobody) == 0
-    grads = jax.grad(objective.asymmetric)(logits, target, valid)
+    grads = jax.jit(jax.grad(objective.asymmetric))(logits, target, valid)
     assert np.isfinite(np.asarray(grads)).all()
 
 
@@ -274,7 +295,7 @@ def test_asymmetric_loss_of_a_beginning():
 def test_orthogonality_of_a_beginning(classes, expected):
     """The authors' code at its beginning, to the two digits known."""
     prototypes = jax.random.uniform(jax.random.key(1), (classes, 5, 1024))
-    found = objective.orthogonality(prototypes, epsilon=1e-4)
+    found = jax.jit(objective.orthogonality)(prototypes, epsilon=1e-4)
     assert float(found) == pytest.approx(expected, rel=0.03)
 
 
@@ -293,7 +314,7 @@ def test_orthogonality_is_the_formula(rng):
     # A single prototype is orthogonal to no other, and has a gradient.
     alone = jnp.eye(4)[:, None]
     assert float(objective.orthogonality(alone, epsilon=0.0)) == pytest.approx(0)
-    slope = jax.grad(lambda p: objective.orthogonality(p, epsilon=0.0))(alone)
+    slope = jax.jit(jax.grad(objective.orthogonality))(alone, epsilon=0.0)
     assert np.isfinite(np.asarray(slope)).all()
 
 
@@ -432,8 +453,8 @@ def similarities(clips):
     model, found = model_of(), []
     for clip in clips:
         waveform = jnp.asarray(test_cache.waveform_of(clip))[None]
-        body = model.backbone.body(audio.spectrogram(FRONT_END, waveform))
-        found.append(np.asarray(model.head.similarities(body)).ravel())
+        spectrogram = audio.spectrogram(FRONT_END, waveform)
+        found.append(np.asarray(similarities_of(model, spectrogram)).ravel())
     return np.array(found)
 
 
@@ -546,7 +567,7 @@ def test_push_makes_prototypes_of_places(clips):
         clip = found.clips[found.index[p, 0]]
         assert clip.label == p // EACH
         waveform = jnp.asarray(test_cache.waveform_of(clip))[None]
-        body = model.backbone.body(audio.spectrogram(FRONT_END, waveform))
+        body = body_of(model, audio.spectrogram(FRONT_END, waveform))
         fine = bilinear_twice(np.asarray(body, np.float64)[0])
         maps = similarity_maps(body[0], before.reshape(CLASSES * EACH, -1)[[p]])
         place = np.unravel_index(np.argmax(maps[0]), maps[0].shape)
@@ -638,7 +659,7 @@ def test_matches_of_a_clip(clips):
     model = model_of()
     waveform = jnp.asarray(test_cache.waveform_of(clips[0]))[None]
     spectrogram = np.asarray(audio.spectrogram(FRONT_END, waveform)[0])
-    logits = np.asarray(model(jnp.asarray(spectrogram)[None]))[0]
+    logits = np.asarray(logits_by(model, jnp.asarray(spectrogram)[None]))[0]
     bias = np.asarray(model.head.bias[...])
     for target in range(CLASSES):
         found = boxes.matches(
@@ -668,9 +689,9 @@ def test_the_local_explanation(clips):
     waveform = jnp.asarray(test_cache.waveform_of(clips[0]))[None]
     spectrogram = np.asarray(audio.spectrogram(FRONT_END, waveform)[0])
     similarity = np.asarray(
-        model.head.similarities(model.backbone.body(jnp.asarray(spectrogram)[None]))
+        similarities_of(model, jnp.asarray(spectrogram)[None])
     ).ravel()
-    logits = np.asarray(model(jnp.asarray(spectrogram)[None]))[0]
+    logits = np.asarray(logits_by(model, jnp.asarray(spectrogram)[None]))[0]
     found = boxes.local(
         model, NAMES, spectrogram, num_activated=4, num_classes=2, front_end=FRONT_END
     )
@@ -704,7 +725,7 @@ def test_a_prototype_that_is_similar_to_nothing(clips):
     model = model_of()
     waveform = jnp.asarray(test_cache.waveform_of(clips[0]))[None]
     spectrogram = np.asarray(audio.spectrogram(FRONT_END, waveform)[0])
-    body = model.backbone.body(jnp.asarray(spectrogram)[None])
+    body = body_of(model, jnp.asarray(spectrogram)[None])
     arrays = convnext.named_arrays(model)
     dead = np.array(arrays["head.prototypes"])
     # Opposite to every place: their directions lie in one half of the space.
@@ -748,7 +769,9 @@ def test_a_checkpoint_comes_back(tmp_path):
     assert tuple(metadata["class_names"]) == NAMES
     assert metadata["activation"] == "sigmoid"
     assert audio.FrontEnd.from_dict(metadata["front_end"]) == FRONT_END
-    np.testing.assert_array_equal(loaded(spectrogram), model(spectrogram))
+    np.testing.assert_array_equal(
+        logits_by(loaded, spectrogram), logits_by(model, spectrogram)
+    )
     with pytest.raises(ValueError, match="'audioprotopnet'; this needs 'classifier'"):
         checkpoint.load_classifier(tmp_path / "net")
     with pytest.raises(ValueError, match="one name for each of 3 classes"):
@@ -864,9 +887,9 @@ def test_a_network_of_transformers_and_torch_gives_the_same(recorded):
     model = audioprotopnet_keys.from_state_dict(state)
     spectrogram = jnp.asarray(recorded["spectrogram"])
     np.testing.assert_allclose(
-        model(spectrogram), recorded["logits"], rtol=1e-5, atol=2e-6
+        logits_by(model, spectrogram), recorded["logits"], rtol=1e-5, atol=2e-6
     )
-    maps = model.head.maps(model.backbone.body(spectrogram), np.arange(CLASSES * EACH))
+    maps = model.head.maps(body_of(model, spectrogram), np.arange(CLASSES * EACH))
     np.testing.assert_allclose(maps, recorded["similarity"], rtol=1e-5, atol=2e-6)
 
 
@@ -880,10 +903,12 @@ def test_losses_and_their_gradients_as_torch_has_them(recorded):
         logits = task.forward(head, model.backbone, spectrogram, "float32")
         return task.loss(logits, target, valid), task.penalty(head)
 
-    parts = loss(model.head)
+    parts = jax.jit(loss)(model.head)
     assert parts[0] == pytest.approx(float(recorded["asymmetric"]), rel=1e-5)
     assert parts[1] == pytest.approx(float(recorded["orthogonality"]), rel=1e-5)
-    found = convnext.named_arrays(jax.grad(lambda head: sum(loss(head)))(model.head))
+    found = convnext.named_arrays(
+        jax.jit(jax.grad(lambda head: sum(loss(head))))(model.head)
+    )
     wanted = state_of(recorded, "gradient")
     for ours, theirs in (
         ("prototypes", "head.prototype_vectors"),
@@ -928,7 +953,7 @@ def test_a_clip_is_explained_as_apex_would_be_asked(clips, tmp_path):
         model, NAMES, FRONT_END, clips[0].path, num=1, nearest=nearest, num_examples=2
     )
     waveform = jnp.asarray(test_cache.waveform_of(clips[0]))[None]
-    logits = np.asarray(model(audio.spectrogram(FRONT_END, waveform)))[0]
+    logits = np.asarray(logits_by(model, audio.spectrogram(FRONT_END, waveform)))[0]
     np.testing.assert_allclose(result.logits, logits, rtol=1e-5, atol=1e-6)
     assert result.predicted == result.target == int(np.argmax(logits))
     bias = float(model.head.bias[...][result.target])
@@ -1030,7 +1055,9 @@ def test_as_many_classes_as_birds_there_are():
             logits
         )
 
-    (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(head, body)
+    (value, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        head, body
+    )
     # The initial losses that its authors' formulas give, see the decision.
     assert float(value) == pytest.approx(1.9e-4 + 1.4e-3, rel=0.1)
     chosen = np.array([0, 48_679, 17 * 5])
