@@ -56,6 +56,9 @@ def similarities_of(model, spectrogram):
     return model.head.similarities(body_of(model, spectrogram))
 
 
+orthogonality = jax.jit(objective.orthogonality, static_argnames="epsilon")
+
+
 @functools.cache
 def model_of(seed=0, backbone=BACKBONE):
     """Every array matters, and some weights are below zero."""
@@ -295,7 +298,7 @@ def test_asymmetric_loss_of_a_beginning():
 def test_orthogonality_of_a_beginning(classes, expected):
     """The authors' code at its beginning, to the two digits known."""
     prototypes = jax.random.uniform(jax.random.key(1), (classes, 5, 1024))
-    found = jax.jit(objective.orthogonality)(prototypes, epsilon=1e-4)
+    found = orthogonality(prototypes, epsilon=1e-4)
     assert float(found) == pytest.approx(expected, rel=0.03)
 
 
@@ -314,7 +317,7 @@ def test_orthogonality_is_the_formula(rng):
     # A single prototype is orthogonal to no other, and has a gradient.
     alone = jnp.eye(4)[:, None]
     assert float(objective.orthogonality(alone, epsilon=0.0)) == pytest.approx(0)
-    slope = jax.jit(jax.grad(objective.orthogonality))(alone, epsilon=0.0)
+    slope = jax.grad(orthogonality)(alone, epsilon=0.0)
     assert np.isfinite(np.asarray(slope)).all()
 
 
