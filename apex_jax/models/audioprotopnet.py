@@ -9,6 +9,7 @@ own. Heinrich et al., "AudioProtoPNet", 2024; facts and formulas after its code.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -224,8 +225,9 @@ def as_network(model: AudioProtoPNet) -> classifier.Network:
     return classifier.Network(params=model, forward_fn=forward)
 
 
+@functools.cache
 def abstract(config: AudioProtoPNetConfig) -> AudioProtoPNet:
-    """A network of shapes and dtypes that holds no arrays."""
+    """A network of shapes and dtypes that holds no arrays; nobody may change it."""
     return jax.eval_shape(lambda: AudioProtoPNet(config, rngs=nnx.Rngs(0)))
 
 

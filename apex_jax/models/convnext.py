@@ -12,6 +12,7 @@ Liu et al., "A ConvNet for the 2020s", 2022.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
@@ -443,8 +444,9 @@ def named_arrays(model: nnx.Module) -> dict[str, Any]:
     }
 
 
+@functools.cache  # it takes a second, and reading a checkpoint asks more than once
 def abstract(config: ConvNeXtConfig) -> ConvNeXt:
-    """A network of shapes and dtypes that holds no arrays."""
+    """A network of shapes and dtypes that holds no arrays; nobody may change it."""
     return jax.eval_shape(lambda: ConvNeXt(config, rngs=nnx.Rngs(0)))
 
 
