@@ -32,9 +32,9 @@ def test_what_stays_is_a_mean_over_seeds_of_the_clips_that_can_say(rng):
     """A seed of which nothing can be said does not count, nor does a clip."""
     rows = [
         {"method": "one", "evidence": "plain", "locate": "map", "change": "noise",
-         **{name: [1.0, 1.0] for name in summary.AGREEMENTS}, **ranks}
-        for ranks in ({"rank": [0.5, None]}, {"rank": [None, None]},
-                      {"rank": [0.0, 0.5]})
+         **{name: [1.0, 1.0] for name in summary.AGREEMENTS},
+         "rank": rank, "heat": [share, share]}  # two seeds never agree to all digits
+        for rank, share in (([0.5, None], 0.1), ([None, None], 0.2), ([0.0, 0.5], 0.3))
     ]  # fmt: skip
     clips = [{"recording": name} for name in ("a.wav", "b.wav")]
     parts = [{"stable": [row], "explained": clips} for row in rows]

@@ -105,7 +105,8 @@ def _over_clips(
 
 def _same(row: Part, parts: Sequence[Sequence[Part]]) -> list[Part]:
     """The row of each seed that is of the same as this one."""
-    names = [name for name in IDENTITY if name in row]
+    # What was changed (`stable`) has a share called heat, which is no name.
+    names = [name for name in IDENTITY if isinstance(row.get(name), str)]
     return [
         next(o for o in part if all(o.get(name) == row[name] for name in names))
         for part in parts
