@@ -139,6 +139,11 @@ def _sources(
     return {"background": _split(_files(config.speech), seed)}
 
 
+def kinds(sounds: Path) -> dict[str, str]:
+    """Which of `EVENTS` each recording is, by what `Corpus.recordings` calls it."""
+    return {_source(file): name for name in EVENTS for file in _files(sounds / name)}
+
+
 def _files(folder: Path) -> list[Path]:
     found = [
         p for p in sorted(folder.rglob("*")) if p.suffix[1:].lower() in data.endings()

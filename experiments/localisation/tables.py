@@ -39,7 +39,8 @@ def _name(row: dict[str, Any]) -> str:
     )
 
 
-def _cell(found: summary.Interval | None) -> str:
+def cell(found: summary.Interval | None) -> str:
+    """A mean and its interval; nothing of None."""
     if found is None:
         return ""
     mean, low, high = found
@@ -84,14 +85,14 @@ def _at_a_glance(events: dict[str, Any]) -> list[str]:
         scheme, axis = found["fits"]
         for row in _told(found["rows"], scheme):
             scores = row["scores"]
-            cell = _cell(scores[axis])
+            said = cell(scores[axis])
             if "share" not in scores:
                 # LIME explains the first clips only.
-                cell += " of the first clips" * row["method"].startswith("LIME")
-                others.setdefault(_name(row), {})[event, "map"] = cell
+                said += " of the first clips" * row["method"].startswith("LIME")
+                others.setdefault(_name(row), {})[event, "map"] = said
                 continue
             name = row["method"] + ", plain" * (row["evidence"] == "plain")
-            channels.setdefault(name, {})[event, row["locate"]] = cell
+            channels.setdefault(name, {})[event, row["locate"]] = said
             shares.setdefault(name, {})[event, "map"] = ", ".join(
                 f"{scores[of][0]:.2f}" for of in ("share", "share of all")
             )
@@ -111,7 +112,7 @@ def _at_a_glance(events: dict[str, Any]) -> list[str]:
         "seeds and 95 % bootstrap intervals over seeds and clips. Of channels, whose "
         "evidence is contrastive unless it is called plain, by either way to find "
         "their place:",
-        _table(
+        table(
             " | ".join(["method", *(f"{head} | " for head in heads)]),
             [
                 *lines(others, ways),
@@ -121,7 +122,7 @@ def _at_a_glance(events: dict[str, Any]) -> list[str]:
         ),
         "The top channel's share of the positive evidence, and of all that moves the "
         "logit, for the class or against it:",
-        _table(" | ".join(["U", *heads]), lines(shares, ["map"])),
+        table(" | ".join(["U", *heads]), lines(shares, ["map"])),
     ]
 
 
@@ -137,7 +138,7 @@ def _told(
     ]
 
 
-def _table(header: str, rows: Sequence[Sequence[str]]) -> str:
+def table(header: str, rows: Sequence[Sequence[str]]) -> str:
     """Markdown; columns of the header are separated by bars."""
     lines = [f"| {header} |", "| --- |" + " --- |" * header.count("|")]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
@@ -152,18 +153,18 @@ def _hits(rows: Sequence[dict[str, Any]], scheme: str, axis: str) -> str:
         value = row["on LIME's clips"].get(axis)
         return "" if value is None else f"{value:.2f}"
 
-    return _table(
+    return table(
         f"method | hit | of each seed | {summary.REFERENCE['method']} by occlusion has "
         "more | on LIME's clips | best of 4 | overlap | top's share of the positive "
         "evidence | of all that moves the logit | of 4",
         [
             [
                 _name(row),
-                _cell(row["scores"][axis]),
+                cell(row["scores"][axis]),
                 ", ".join(f"{v:.2f}" for v in row["by_seed"][axis]),
-                _cell(row["ahead"]),
+                cell(row["ahead"]),
                 on_some(row),
-                *(_cell(row["scores"].get(name)) for name in names),
+                *(cell(row["scores"].get(name)) for name in names),
             ]
             for row in _told(rows, scheme)
         ],
@@ -188,7 +189,7 @@ def _by_scheme(rows: Sequence[dict[str, Any]], event: plants.Name) -> str:
         return " / ".join(f"{value:.2f}" for value in found)
 
     words = {"both": "joint", "iou": "overlap"}
-    return _table(
+    return table(
         " | ".join(
             ["method", *(f"{_words(s)}: {words.get(a, a)}" for s, a in columns)]
         ),
@@ -200,7 +201,7 @@ def _by_scheme(rows: Sequence[dict[str, Any]], event: plants.Name) -> str:
 
 
 def _learned(rows: Sequence[dict[str, Any]]) -> str:
-    return _table(
+    return table(
         "U learned | scheme | purity | seconds | cond(U) | effective rank of the "
         "features, eigenvalues above 1 % | largest logit error | changed | of clips",
         [
@@ -235,13 +236,13 @@ def _areas(rows: Sequence[dict[str, Any]]) -> list[str]:
         cells = [_name(row), row["heat"]]
         for name in ("deletion", "insertion"):
             p = row.get(f"{name} p")
-            cells += [_cell(row[name]), "" if p is None else _p(p)]
+            cells += [cell(row[name]), "" if p is None else _p(p)]
         lines.append(cells)
     return [
         "Areas below the probability while the hottest is silenced first (small is "
         "good) and heard first (large is good); p against random order, of cells for "
         "heatmaps and of regions for regions:",
-        _table("heat of | kind | deletion | p | insertion | p", lines),
+        table("heat of | kind | deletion | p | insertion | p", lines),
     ]
 
 
@@ -250,13 +251,13 @@ def _hidden(rows: Sequence[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     lines = [
-        [_name(row), _cell(row["own"]), _cell(row["random"]), _p(row["p"])]
+        [_name(row), cell(row["own"]), cell(row["random"]), _p(row["p"])]
         for row in _told(rows)
     ]
     return [
         "Probability lost by silencing the top channel's region, and the mean over all "
         "other regions; p of a permutation test, not corrected for the number of rows:",
-        _table("region of | lost | by others | p", lines),
+        table("region of | lost | by others | p", lines),
     ]
 
 
@@ -270,15 +271,15 @@ def _alike(rows: Sequence[dict[str, Any]]) -> str:
 
     def beside(row: dict[str, Any], kind: str) -> str:
         chance = (row[f"{kind}, any clips"], row[f"{kind}, same class"])
-        return f"{_cell(row[kind]) or '–'} ({', '.join(map(word, chance))})"
+        return f"{cell(row[kind]) or '–'} ({', '.join(map(word, chance))})"
 
-    return _table(
+    return table(
         "prototypes of | pairs of one class (any clips) | alike in time (any clips, "
         "of the class) | in frequency (any clips, of the class)",
         [
             [
                 row["method"],
-                f"{_cell(row['same_class']) or '–'} ({word(row['chance'])})",
+                f"{cell(row['same_class']) or '–'} ({word(row['chance'])})",
                 beside(row, "time"),
                 beside(row, "frequency"),
             ]
@@ -310,7 +311,7 @@ def _twice(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [
         "The same network and clips, U learned with one seed and with another, a pair "
         "for each network:",
-        _table("U learned | hit | purity | cond(U)", lines),
+        table("U learned | hit | purity | cond(U)", lines),
     ]
 
 
@@ -341,7 +342,7 @@ def _stays(rows: Sequence[dict[str, Any]]) -> list[str]:
         "What explanations of different clips share is the level to compare with. Of "
         "random weights the region counts alone, since U and prototypes stay those of "
         "the trained network:",
-        _table(
+        table(
             " | ".join(["change", "U", *STAYS]),
             [
                 [change, _name(row), *_agreement(row)]
@@ -355,7 +356,7 @@ def _stays(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _agreement(row: dict[str, Any]) -> list[str]:
     said = SAID.get(row["change"], STAYS.values())
-    return [_cell(row[name]) or "–" if name in said else "–" for name in STAYS.values()]
+    return [cell(row[name]) or "–" if name in said else "–" for name in STAYS.values()]
 
 
 def comma_separated(results: dict[str, Any]) -> str:
@@ -406,7 +407,7 @@ def terminal(results: dict[str, Any]) -> str:
         for row in _told(found["rows"], scheme):
             s = row["scores"]
             best = f"   of 4 {s[f'{axis}, best'][0]:.2f}" if "share" in s else ""
-            lines.append(f"  {_name(row):46} {_cell(s[axis])}{best}")
+            lines.append(f"  {_name(row):46} {cell(s[axis])}{best}")
     return "\n".join(lines)
 
 
