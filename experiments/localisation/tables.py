@@ -65,12 +65,13 @@ def markdown(results: dict[str, Any]) -> str:
             _by_scheme(found["rows"], event),
             "How U was learned:",
             _learned(found["learned"]),
-            *_areas(found["faithful"]),
+            *_areas(found["faithful"], event),
             *_hidden(found["masked"]),
             *_twice(found["again"]),
             f"Prototypes of a channel, {_words(scheme)} scheme, mean over channels; "
             "in brackets any clips in their place, and any clips of their class:",
             _alike(found["consistent"]),
+            f"![Each channel's prototypes, {event}]({event}/consistency.png)",
             *_stays(found["stable"]),
         ]
     return "\n\n".join(parts) + "\n"
@@ -227,8 +228,8 @@ def _short(rank: str) -> str:
     return f"{ratio}, {large.split()[0]}" if large else ratio
 
 
-def _areas(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Nothing where no clip was silenced step by step."""
+def _areas(rows: Sequence[dict[str, Any]], event: str) -> list[str]:
+    """With a picture of `pictures.of_seeds`; nothing where no clip was silenced."""
     if not rows:
         return []
     lines = []
@@ -243,6 +244,7 @@ def _areas(rows: Sequence[dict[str, Any]]) -> list[str]:
         "good) and heard first (large is good); p against random order, of cells for "
         "heatmaps and of regions for regions:",
         table("heat of | kind | deletion | p | insertion | p", lines),
+        f"![What is left of the class's probability, {event}]({event}/curves.png)",
     ]
 
 
