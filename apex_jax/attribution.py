@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from typing import Literal, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from apex_jax import classifier as classifier_lib
 from apex_jax import explainer as explainer_lib
-from apex_jax import explanation, look, occlusion, schemes, superpixels
-
-# What LIME puts in the place of what it leaves out.
-Instead = Literal["silence", "usual"]
+from apex_jax import explanation, look, occlusion, schemes, settings, superpixels
 
 
 def grad_cam(
@@ -82,7 +79,7 @@ def lime(
     seed: int = 0,
     num_samples: int = 1000,
     num_segments: int = 50,
-    instead: Instead = "silence",
+    instead: settings.Instead = "silence",
 ) -> explanation.Explanation:
     """LIME of an explainer's classifier, on superpixels of the spectrogram.
 
@@ -110,10 +107,9 @@ def lime(
       ImportError: lime or scikit-image is not installed.
       ValueError: no such class, scheme or `instead`, or a number out of range.
     """
-    if instead not in get_args(Instead):
-        raise ValueError(
-            f"instead must be one of {', '.join(get_args(Instead))}; got {instead!r}"
-        )
+    if instead not in get_args(settings.Instead):
+        known = ", ".join(get_args(settings.Instead))
+        raise ValueError(f"instead must be one of {known}; got {instead!r}")
     seen = explainer.look(sound, sample_rate=sample_rate, offset_s=offset_s)
     wanted = _target(explainer, seen, target)
     # `look` refuses an explainer that cannot be given sound.
@@ -135,7 +131,7 @@ def lime(
     )
     positive = np.maximum(weights, 0)
     heat = _over_maximum(jnp.asarray(positive[segments], jnp.float32))
-    settings = {
+    asked = {
         "LIME seed": seed,
         "LIME samples": num_samples,
         "LIME superpixels": len(weights),
@@ -152,7 +148,7 @@ def lime(
         contribution=float(positive.sum()),
         contributions=weights.astype(np.float32),
         provenance=explanation.Provenance(
-            settings=tuple((name, str(value)) for name, value in settings.items()),
+            settings=tuple((name, str(value)) for name, value in asked.items()),
             versions=tuple(
                 (name, importlib.metadata.version(name))
                 for name in ("lime", "scikit-image")

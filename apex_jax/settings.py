@@ -37,6 +37,8 @@ Evidence = Literal["plain", "contrastive"]
 # What finds a channel's region: where its map is largest, as in the paper, or which
 # region of the sound adds most to it; `occlusion` has it.
 Location = Literal["map", "occlusion"]
+# What LIME has in the place of what it leaves out; `occlusion.usual` is the latter.
+Instead = Literal["silence", "usual"]
 MatmulDtype = Literal["float32", "bfloat16"]
 # What a network of several classes a clip is trained by; `objective` has them.
 Loss = Literal["cross-entropy", "asymmetric"]

@@ -184,6 +184,13 @@ def test_methods_of_several_runs(root, drawn):
     ]
     assert {r.source for r in results} == {results[0].source}
     assert {r.class_name for r in results} == {"real"}
+    assert _instead(results[-1]) == "silence"
+    figure.main(config_of("methods", root / "square", instead="usual"))
+    assert _instead(drawn["methods"][0][-1]) == "usual"
+
+
+def _instead(result):
+    return dict(result.provenance.settings)["LIME instead of a superpixel"]
 
 
 def test_masking_takes_each_scheme_from_the_run_that_learned_it(root, drawn, capsys):

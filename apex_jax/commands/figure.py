@@ -180,7 +180,11 @@ def _methods(config: options.Figure, explainers: Sequence[explain.Explainer]) ->
     sound, offset_s = _look(config, first)
     results = [_explain(config, one, sound, offset_s) for one in explainers]
     target = results[0].target
-    runs.report("LIME", f"{config.num_samples} samples, seed {config.seed}")
+    runs.report(
+        "LIME",
+        f"{config.num_samples} samples, seed {config.seed}, instead of what is left "
+        f"out: {config.instead}",
+    )
     results += [
         attribution.grad_cam(first, sound, offset_s=offset_s, target=target),
         attribution.lime(
@@ -190,6 +194,7 @@ def _methods(config: options.Figure, explainers: Sequence[explain.Explainer]) ->
             target=target,
             seed=config.seed,
             num_samples=config.num_samples,
+            instead=config.instead,
         ),
     ]
     return comparisons.methods(results)

@@ -293,6 +293,8 @@ class Figure:
       num_prototypes: prototypes shown of each.
       seed: of LIME's samples and of the random regions.
       num_samples: copies of the clip that LIME asks about (methods).
+      instead: what these have in the place of what is left out (methods): silence, as
+        LIME is mostly used, or the usual sound of the clip, as regions by occlusion.
       draws: random regions whose mean is given (masking).
       dpi: dots an inch.
     """
@@ -318,5 +320,6 @@ class Figure:
     num_prototypes: int = 3
     seed: int = 0
     num_samples: int = 1000
+    instead: settings.Instead = "silence"
     draws: int = 10
     dpi: int = 150

@@ -12,7 +12,6 @@ import numpy as np
 from flax import nnx
 
 from apex_jax import (
-    attribution,
     checkpoint,
     data,
     disentangle,
@@ -24,6 +23,7 @@ from apex_jax import (
     progress,
     runs,
     schemes,
+    settings,
 )
 from apex_jax import mesh as mesh_lib
 from apex_jax.models import convnext
@@ -45,7 +45,7 @@ from experiments.localisation import (
 
 SCORES = 6  # version of what is measured; raise it when a change alters a number
 # As it is mostly used, and with what occlusion has in the place of what is left out.
-LIME: dict[str, attribution.Instead] = {
+LIME: dict[str, settings.Instead] = {
     "LIME": "silence",
     "LIME, usual sound": "usual",
 }

@@ -274,7 +274,7 @@ def lime(
     *,
     seed: int,
     num_samples: int,
-    instead: attribution.Instead,
+    instead: settings.Instead,
     on_progress: progress.OnProgress,
 ) -> list[np.ndarray]:
     """LIME's heat of each clip, `[F_in, T_in]`."""
