@@ -240,7 +240,8 @@ def test_all_events_at_a_glance():
     def row(method, scheme, hit, **way):
         scores = {"frequency": hit, "both": [0.9, 0.9, 0.9]}
         scores |= {"share": [0.25] * 3, "share of all": [0.125] * 3} if way else {}
-        return {"method": method, "scheme": scheme, "scores": scores, **way}
+        found = {"method": method, "scheme": scheme, "scores": scores, "clips": 80}
+        return found | way
 
     way = {"evidence": "plain", "locate": "map"}
     silence = {"evidence": "contrastive", "locate": "occlusion"}
@@ -248,8 +249,19 @@ def test_all_events_at_a_glance():
         {
             "band": {
                 "fits": ("frequency", "frequency"),
+                "clips": [50, 30],
+                "again": [
+                    {
+                        "method": "paper",
+                        "rows": [
+                            {**way, "hits": [[1, 1], [1, 1]]},
+                            {**silence, "hits": [[1, 1], [0.5, 0.7]]},
+                        ],
+                    }
+                ],
                 "rows": [
                     row("CAM", "frequency", [0.5, 0.4, 0.6]),
+                    {**row("LIME", "frequency", [0.5, 0.4, 0.6]), "clips": 20},
                     row("paper", "frequency", [0.1, 0.0, 0.2], **way),
                     row("paper", "frequency", [0.3, 0.2, 0.4], **silence),
                     row("paper", "square", [1, 1, 1], **way),
@@ -258,20 +270,28 @@ def test_all_events_at_a_glance():
             },
             "burst": {
                 "fits": ("square", "both"),
+                "clips": [80],
+                "again": [],
                 "rows": [row("paper", "square", [0, 0, 0], **way)],
             },
         }
     )
     assert shown[1].splitlines() == [
-        "| method | band, frequency |  | burst, square |  |",
-        "| --- | --- | --- | --- | --- |",
-        "| CAM | 0.50 [0.40, 0.60] |  |  |  |",
-        "|  | *map* | *occlusion* | *map* | *occlusion* |",
-        "| paper, plain | 0.10 [0.00, 0.20] |  | 0.90 [0.90, 0.90] |  |",
-        "| paper |  | 0.30 [0.20, 0.40] |  |  |",
+        "| method | band, frequency | burst, square |",
+        "| --- | --- | --- |",
+        "| CAM | 0.50 [0.40, 0.60] |  |",
+        "| LIME | 0.50 [0.40, 0.60] of 20 clips |  |",
     ]
     assert shown[3].splitlines() == [
-        "| U | band, frequency | burst, square |",
+        "| channels | band, frequency, by map | band, frequency, by occlusion | "
+        "burst, square, by map | burst, square, by occlusion |",
+        "| --- | --- | --- | --- | --- |",
+        "| paper, plain | 0.10 [0.00, 0.20] |  | 0.90 [0.90, 0.90] |  |",
+        "| paper |  | 0.30 [0.20, 0.40] |  |  |",
+        "| paper, another seed |  | 0.60 |  |  |",
+    ]
+    assert shown[5].splitlines() == [
+        "| channels | band, frequency | burst, square |",
         "| --- | --- | --- |",
         "| paper, plain | 0.25, 0.12 | 0.25, 0.12 |",
         "| paper | 0.25, 0.12 |  |",

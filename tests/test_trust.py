@@ -96,9 +96,18 @@ def clips(tmp_path, rng):
     return made
 
 
+# Channels change places, and one is twice as large.
+SWAPPED = disentangle.Transform(
+    matrix=jnp.array([[0.0, 2.0], [1.0, 0.0]]),
+    inverse=jnp.array([[0.0, 1.0], [0.5, 0.0]]),
+    centre=jnp.zeros(2),
+)
+
+
 def faithful(clips, scheme="square", shift=0, **options):
+    explainer = explainer_of(scheme, shift)
     found = trust.faithful(
-        {"some": explainer_of(scheme, shift)},
+        {"some": dataclasses.replace(explainer, transform=SWAPPED)},
         clips,
         1,
         seed=0,
@@ -156,8 +165,11 @@ def upsampled(cells):
     return along(2) @ np.maximum(cells, 0) @ along(3).T
 
 
-def test_heat_of_all_channels_is_of_what_decides(clips):
-    """The event first; a plain Grad-CAM would begin with what both classes share."""
+def test_heat_is_of_what_decides(clips):
+    """The event first; a plain Grad-CAM would begin with what both classes share.
+
+    As the event is one channel's, that channel's heat is that of all, under any U.
+    """
     found = faithful(clips)
     explainer = explainer_of("square")
     for number, clip in enumerate(clips):
@@ -171,6 +183,9 @@ def test_heat_of_all_channels_is_of_what_decides(clips):
             ("Grad-CAM", "map"): areas(clip, by_map),
             (trust.CLASS, "occlusion"): areas(clip, upsampled(effects)),
         }
+        for name in (variants.RAW, "some"):
+            heatmaps[name, "map"] = heatmaps["CAM", "map"]
+            heatmaps[name, "occlusion"] = heatmaps[trust.CLASS, "occlusion"]
         assert heatmaps["CAM", "map"] == pytest.approx(event_first)
         for which, heatmap in heatmaps.items():
             for kind, expected in (("heatmap", heatmap), ("regions", event_first)):
@@ -187,6 +202,26 @@ def test_heat_of_all_channels_is_of_what_decides(clips):
     ]
     assert of_kind[0] == of_kind[1]
     assert len(of_kind[0]) == 4 + 2 * 2
+
+
+def test_effects_of_clips_are_those_of_each(clips):
+    """As an explanation has them, which test_occlusion works out by hand."""
+    explainer = explainer_of("square", shift=1)
+    seen = [explainer.look(clip.path) for clip in clips]
+    maps = np.stack([np.asarray(one.views.cells) for one in seen])
+    found = explained.effects_of(
+        explainer.classifier, FRONT_END, clips, maps, ("square", "time", "frequency")
+    )
+    for scheme in schemes.SCHEMES:
+        one = explainer_of(scheme, shift=1)
+        for number, clip in enumerate(clips):
+            effects = one.occluded(one.look(clip.path)).effects[scheme].cells
+            np.testing.assert_allclose(
+                np.asarray(found[scheme].cells)[number], effects, atol=1e-5
+            )
+    assert set(
+        explained.effects_of(explainer.classifier, FRONT_END, clips, maps, ("time",))
+    ) == {"time"}
 
 
 def test_by_occlusion_the_map_does_not_matter(clips):

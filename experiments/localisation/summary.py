@@ -134,6 +134,7 @@ def _pointing(parts: Sequence[Part]) -> list[dict[str, Any]]:
         own["scores"] = {
             name: _over_clips(parts, values) for name, values in by_name.items()
         }
+        own["clips"] = sum(len(one["scores"][axis]) for one in same)
         own["by_seed"] = {
             name: [float(np.mean(v)) for v in values]
             for name, values in by_name.items()

@@ -55,7 +55,7 @@ def markdown(results: dict[str, Any]) -> str:
         accuracy = ", ".join(f"{a:.3f}" for a in found["accuracy"])
         parts += [
             f"### {event}: {_words(scheme)} scheme",
-            f"Seeds {', '.join(map(str, found['seeds']))}: test accuracy {accuracy}"
+            f"{_seeds(found['seeds'])}: test accuracy {accuracy}"
             f"{_weak(found['accuracy'])}; {sum(found['clips'])} clips with the event "
             f"found{_shared(found)}. Means over seeds, in brackets 95 % bootstrap "
             "intervals over seeds and clips, and each seed's own.",
@@ -77,6 +77,10 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _seeds(seeds: Sequence[int]) -> str:
+    return "Seed" + "s" * (len(seeds) > 1) + f" {', '.join(map(str, seeds))}"
+
+
 def _at_a_glance(events: dict[str, Any]) -> list[str]:
     """Hits of the top channel and its share of the evidence, by event."""
     others: dict[str, dict[Column, str]] = {}
@@ -89,7 +93,8 @@ def _at_a_glance(events: dict[str, Any]) -> list[str]:
             said = cell(scores[axis])
             if "share" not in scores:
                 # LIME explains the first clips only.
-                said += " of the first clips" * row["method"].startswith("LIME")
+                fewer = row["clips"] < sum(found["clips"])
+                said += f" of {row['clips']} clips" * fewer
                 others.setdefault(_name(row), {})[event, "map"] = said
                 continue
             name = row["method"] + ", plain" * (row["evidence"] == "plain")
@@ -97,33 +102,40 @@ def _at_a_glance(events: dict[str, Any]) -> list[str]:
             shares.setdefault(name, {})[event, "map"] = ", ".join(
                 f"{scores[of][0]:.2f}" for of in ("share", "share of all")
             )
+        for one in found["again"]:
+            for row in one["rows"]:
+                if row["evidence"] == "contrastive":
+                    _, again = row["hits"]
+                    channels.setdefault(f"{one['method']}, {stable.SEED}", {})[
+                        event, row["locate"]
+                    ] = f"{sum(again) / len(again):.2f}"
 
     def lines(
-        cells: dict[str, dict[Column, str]], columns: Sequence[str]
+        cells: dict[str, dict[Column, str]], ways: Sequence[str]
     ) -> list[list[str]]:
         return [
-            [name, *(row.get((e, column), "") for e in events for column in columns)]
+            [name, *(row.get((event, way), "") for event in events for way in ways)]
             for name, row in cells.items()
         ]
 
     heads = [f"{event}, {_words(found['fits'][0])}" for event, found in events.items()]
     ways = "map", "occlusion"
     return [
-        "Hits of the top channel under the scheme that fits the event, means over "
-        "seeds and 95 % bootstrap intervals over seeds and clips. Of channels, whose "
-        "evidence is contrastive unless it is called plain, by either way to find "
-        "their place:",
+        "Hits of what has no channels, under the scheme that fits the event, means "
+        "over seeds and 95 % bootstrap intervals over seeds and clips:",
+        table(" | ".join(["method", *heads]), lines(others, ["map"])),
+        "Hits of the top channel, by either way to find its place; evidence is "
+        f"contrastive unless it is called plain. {stable.SEED.capitalize()}: U learned "
+        "again for the same networks, the mean over these:",
         table(
-            " | ".join(["method", *(f"{head} | " for head in heads)]),
-            [
-                *lines(others, ways),
-                ["", *(f"*{way}*" for _ in events for way in ways)],
-                *lines(channels, ways),
-            ],
+            " | ".join(
+                ["channels", *(f"{h}, by {way}" for h in heads for way in ways)]
+            ),
+            lines(channels, ways),
         ),
         "The top channel's share of the positive evidence, and of all that moves the "
         "logit, for the class or against it:",
-        table(" | ".join(["U", *heads]), lines(shares, ["map"])),
+        table(" | ".join(["channels", *heads]), lines(shares, ["map"])),
     ]
 
 
