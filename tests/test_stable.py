@@ -70,11 +70,13 @@ def test_what_stays_is_the_networks_doing(clips):
     assert found[stable.RANDOM, "contrastive", "occlusion"]["region"] == [0.0] * 4
 
 
-def test_another_clip_is_another(clips, monkeypatch):
-    compared, real = [], stability.compare
+def test_what_is_compared_with_what(clips, monkeypatch):
+    """Another clip is another one; only where time was stretched, regions move on."""
+    compared, stretches, real = [], [], stability.compare
 
     def compare(one, other, **options):
         compared.append((tuple(one.logits), tuple(other.logits)))
+        stretches.append(options.get("stretch", 1.0))
         return real(one, other, **options)
 
     monkeypatch.setattr(stability, "compare", compare)
@@ -91,6 +93,11 @@ def test_another_clip_is_another(clips, monkeypatch):
     owns = [own for own, _ in last]
     assert len(set(owns)) == len(clips)
     assert [other for _, other in last] == [owns[-1], *owns[:-1]]
+    expected = [
+        amount if kind == "stretch" else 1.0 for kind, amount in stable.DISTURBANCES
+    ]
+    assert stretches[: ways * len(expected) : ways] == expected
+    assert sorted(set(stretches)) == [0.95, 1.0, 1.05]
 
 
 def test_another_clip_takes_another(clips):
