@@ -160,8 +160,9 @@ def run_epoch(
                     return impurity, impurity
                 some = jax.lax.dynamic_slice_in_dim(drawn, start, batch_size)
                 pooled, predicted = of_clips
-                seen = compensated(head, matrix, config.transform)
-                term = mean_concentration(seen, pooled, predicted, some, matrix)
+                term = mean_concentration(
+                    head, pooled, predicted, some, matrix, config.transform
+                )
                 return impurity - config.concentration * term, impurity
 
             (loss, impurity), gradient = jax.value_and_grad(loss_of, has_aux=True)(
@@ -202,7 +203,7 @@ def compensated(
 ) -> classifier_lib.LinearHead:
     """The head that takes U back, `W U^-1` (Eq. 4), of a family of U.
 
-    By a solve for its few classes: `e^-A` would be a second exponential.
+    By a solve for its few rows: `e^-A` would be a second exponential.
     """
     if transform == "orthogonal":
         weight = jnp.matmul(head.weight, matrix.T, precision=disentangle.HIGHEST)
@@ -217,11 +218,12 @@ def mean_concentration(
     predicted: Int[Array, " clip"],
     drawn: Int[Array, " some"],
     matrix: Float[Array, "chan chan"],
+    transform: settings.Family,
 ) -> Float[Array, ""]:
     """The mean over the drawn clips of how concentrated their evidence is.
 
     That is `evidence.concentration` for a clip's predicted class, by the `compensated`
-    head.
+    head: of all classes, or where these are more than the clips, of each clip's own.
 
     For use inside `jax.shard_map`, see `bank.prototype_vectors`.
     """
@@ -234,6 +236,12 @@ def mean_concentration(
         jnp.where(owned, predicted[at], 0),
     )
     vectors, targets = jax.lax.psum(mine, mesh_lib.AXIS)
+    if len(head.bias) > len(targets):
+        head = dataclasses.replace(
+            head, weight=head.weight[targets], bias=head.bias[targets]
+        )
+        targets = jnp.arange(len(targets))
+    head = compensated(head, matrix, transform)
     moved = jnp.matmul(vectors, matrix.T, precision=disentangle.HIGHEST)
     each = jax.vmap(evidence.concentration, in_axes=(None, 0, 0))
     return jnp.mean(each(head, moved, targets))

@@ -577,13 +577,13 @@ def concentration_by_hand(generator, pooled, weight, predicted):
     return np.mean(terms)
 
 
-@pytest.mark.parametrize("num_devices", [1, 2])
-def test_the_loss_of_concentrated_evidence(num_devices, rng):
-    """One step against a finite difference of both terms."""
+@pytest.mark.parametrize(("num_devices", "classes"), [(1, K), (2, K), (2, 40)])
+def test_the_loss_of_concentrated_evidence(num_devices, classes, rng):
+    """One step against a finite difference of both terms; also of many classes."""
     maps, start = rng.normal(size=(N, F, T, C)), 0.4 * rng.normal(size=(C, C))
     clips = np.array(strongest(start, maps, 2))
-    weight = rng.normal(size=(K, C))
-    pooled, predicted = maps.mean(axis=(1, 2)), rng.integers(K, size=N)
+    weight = rng.normal(size=(classes, C))
+    pooled, predicted = maps.mean(axis=(1, 2)), rng.integers(classes, size=N)
     config = optimize.Config(
         learning_rate=1e6, epsilon=1e6, weight_decay=0.0, concentration=0.7
     )
@@ -595,7 +595,7 @@ def test_the_loss_of_concentrated_evidence(num_devices, rng):
     )
     key = jax.random.key(5)
     head = classifier_lib.LinearHead(
-        weight=jnp.asarray(weight, jnp.float32), bias=jnp.zeros(K)
+        weight=jnp.asarray(weight, jnp.float32), bias=jnp.zeros(classes)
     )
     after, _, mean_purity = optimize.run_epoch(
         key,
