@@ -5,6 +5,8 @@ import pytest
 import scipy.stats
 
 from experiments.localisation import (
+    cells,
+    glance,
     stable,
     summary,
     tables,
@@ -195,7 +197,7 @@ def test_each_axis_that_scheme_and_event_have():
 
 
 def test_a_p_that_rounds_to_nothing_is_not_called_zero():
-    assert [tables._p(p) for p in (0.04, 0.001, 0.0004)] == [
+    assert [cells.p_value(p) for p in (0.04, 0.001, 0.0004)] == [
         "0.040",
         "0.001",
         "< 0.001",
@@ -245,7 +247,18 @@ def test_all_events_at_a_glance():
 
     way = {"evidence": "plain", "locate": "map"}
     silence = {"evidence": "contrastive", "locate": "occlusion"}
-    shown = tables._at_a_glance(
+    by_map = {**silence, "locate": "map"}
+
+    def curves(method, locate, heat, *areas):
+        areas = dict(zip(("deletion", "insertion"), [(a,) for a in areas], strict=True))
+        return {"method": method, "locate": locate, "heat": heat, **areas}
+
+    def stays(change, region):
+        scores = {"same_channel": (0.75, 0.5, 1.0), "region": region}
+        return {"method": "paper", "change": change, **silence, **scores}
+
+    nothing = {"faithful": [], "masked": [], "stable": [], "again": [], "clips": [80]}
+    shown = glance.markdown(
         {
             "band": {
                 "fits": ("frequency", "frequency"),
@@ -263,15 +276,37 @@ def test_all_events_at_a_glance():
                     row("CAM", "frequency", [0.5, 0.4, 0.6]),
                     {**row("LIME", "frequency", [0.5, 0.4, 0.6]), "clips": 20},
                     row("paper", "frequency", [0.1, 0.0, 0.2], **way),
+                    row("paper", "frequency", [0.15, 0.1, 0.2], **by_map),
                     row("paper", "frequency", [0.3, 0.2, 0.4], **silence),
                     row("paper", "square", [1, 1, 1], **way),
                     row("whitened", "frequency", [1, 1, 1], **way),
                 ],
+                "faithful": [
+                    curves("CAM", "map", "regions", 0.5, 0.8),
+                    curves("paper", "map", "heatmap", 0.4, 0.9),
+                    # Of the others only what is found as they are published.
+                    curves("concentrated-few", "map", "heatmap", 0.1, 0.1),
+                    curves("concentrated-few", "occlusion", "heatmap", 0.2, 0.7),
+                    curves("whitened", "occlusion", "heatmap", 0.2, 0.7),
+                ],
+                "masked": [
+                    {"method": "paper", "own": (0.3,), "random": (0.1,), "p": 0.0123}
+                    | way,
+                    {"method": "paper", "own": (0.6,), "random": (0.05,), "p": 1e-5}
+                    | silence,
+                    {"method": "centred", "own": (0.6,), "random": (0.05,), "p": 1e-5}
+                    | silence,
+                ],
+                "stable": [
+                    stays("random weights", None),
+                    stays("noise at 30 dB", (0.5, 0, 1)),
+                    stays("noise at 20 dB", (0.5, 0, 1)),
+                    stays("another seed", (0.5, 0, 1)),
+                ],
             },
             "burst": {
+                **nothing,
                 "fits": ("square", "both"),
-                "clips": [80],
-                "again": [],
                 "rows": [row("paper", "square", [0, 0, 0], **way)],
             },
         }
@@ -283,12 +318,11 @@ def test_all_events_at_a_glance():
         "| LIME | 0.50 [0.40, 0.60] of 20 clips |  |",
     ]
     assert shown[3].splitlines() == [
-        "| channels | band, frequency, by map | band, frequency, by occlusion | "
-        "burst, square, by map | burst, square, by occlusion |",
-        "| --- | --- | --- | --- | --- |",
-        "| paper, plain | 0.10 [0.00, 0.20] |  | 0.90 [0.90, 0.90] |  |",
-        "| paper |  | 0.30 [0.20, 0.40] |  |  |",
-        "| paper, another seed |  | 0.60 |  |  |",
+        "| channels | band, frequency | burst, square |",
+        "| --- | --- | --- |",
+        "| paper, plain | 0.10 [0.00, 0.20] | 0.90 [0.90, 0.90] |",
+        "| paper | 0.15 [0.10, 0.20] / 0.30 [0.20, 0.40] |  |",
+        "| paper, another seed | – / 0.60 |  |",
     ]
     assert shown[5].splitlines() == [
         "| channels | band, frequency | burst, square |",
@@ -296,3 +330,18 @@ def test_all_events_at_a_glance():
         "| paper, plain | 0.25, 0.12 | 0.25, 0.12 |",
         "| paper | 0.25, 0.12 |  |",
     ]
+    assert shown[7].splitlines()[2:] == [
+        "| CAM, map: regions | 0.50, 0.80 |  |",
+        "| paper, map: heatmap | 0.40, 0.90 |  |",
+        "| concentrated-few, occlusion: heatmap | 0.20, 0.70 |  |",
+    ]
+    assert shown[9].splitlines()[2:] == [
+        "| paper, plain, map | 0.30 (0.10), p 0.012 |  |",
+        "| paper, contrastive, occlusion | 0.60 (0.05), p < 0.001 |  |",
+    ]
+    assert shown[11].splitlines()[2:] == [
+        "| noise at 20 dB: paper, contrastive, occlusion | 0.75, 0.50 |  |",
+        "| another seed: paper, contrastive, occlusion | –, 0.50 |  |",
+        "| random weights: paper, contrastive, occlusion | –, – |  |",
+    ]
+    assert len(shown) == 12

@@ -46,7 +46,7 @@ def main(config: Config) -> dict[str, Any]:
       ValueError: no folders, or one that is no finished folder of the event sound.
     """
     from apex_jax import atomic, runs
-    from experiments.localisation import tables
+    from experiments.localisation import cells
 
     if not config.runs:
         raise ValueError("name at least one folder, such as runs/localisation/sound/*")
@@ -65,9 +65,9 @@ def main(config: Config) -> dict[str, Any]:
     atomic.write_text(config.output / "kinds.md", markdown(results))
     runs.say("prototypes of the top channel that are of the clip's kind")
     chance = next(iter(results["rows"].values()))["chance"]
-    runs.say(f"  {'by chance':24} {tables.cell(chance)}")
+    runs.say(f"  {'by chance':24} {cells.cell(chance)}")
     for name, row in results["rows"].items():
-        runs.say(f"  {name:24} {tables.cell(row['same'])}")
+        runs.say(f"  {name:24} {cells.cell(row['same'])}")
     runs.say(f"written to  {config.output}, kinds.json and .md")
     return results
 
@@ -197,23 +197,23 @@ def _row(
 
 def markdown(results: Mapping[str, Any]) -> str:
     """A line each way to learn U, and what chance comes to."""
-    from experiments.localisation import tables
+    from experiments.localisation import cells
 
     seeds = ", ".join(map(str, results["seeds"]))
     rows: list[list[str]] = []
     for name, row in results["rows"].items():
         if not rows:
             chance = f"{row['pairs by chance']:.2f}"
-            rows.append(["by chance", tables.cell(row["chance"]), chance, ""])
+            rows.append(["by chance", cells.cell(row["chance"]), chance, ""])
         tops = ", ".join(map(str, row["tops"]))
-        rows.append([name, tables.cell(row["same"]), tables.cell(row["pairs"]), tops])
+        rows.append([name, cells.cell(row["same"]), cells.cell(row["pairs"]), tops])
     header = (
         "channels | top channel's prototypes of the clip's kind | pairs of a channel's "
         "prototypes of one kind | different top channels, by seed"
     )
     return (
         f"Kinds of events that share a class, sound, seeds {seeds}, "
-        f"{results['clips']} clips:\n\n{tables.table(header, rows)}\n"
+        f"{results['clips']} clips:\n\n{cells.table(header, rows)}\n"
     )
 
 

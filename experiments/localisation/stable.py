@@ -40,6 +40,12 @@ DISTURBANCES: tuple[tuple[stability.Kind, float], ...] = (
 SEED, RANDOM = "another seed", "random weights"
 # What two explanations share that have nothing to do with each other.
 ANOTHER = "another clip"
+# Of other channels, and of other weights, not all numbers mean anything.
+SAID = {
+    SEED: ("same_class", "region", "prototypes"),
+    RANDOM: ("region",),
+    ANOTHER: ("same_channel", "top_channels", "rank", "region", "prototypes"),
+}
 UNITS = {
     "noise": "noise at {:g} dB",
     "stretch": "{:g} times as long",

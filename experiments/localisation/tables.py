@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from apex_jax import schemes
-from experiments.localisation import plants, stable, summary, variants
+from experiments.localisation import cells, glance, plants, stable, summary
 
 LEAST_ACCURACY = 0.95
-# Whose evidence is also shown as published.
-PLAIN = ("CAM", variants.RAW, "paper")
 # What stays of an explanation, by the words for it.
 STAYS = {
     "same class": "same_class",
@@ -22,39 +20,16 @@ STAYS = {
     "region": "region",
     "prototypes": "prototypes",
 }
-# Of other channels, and of other weights, not all numbers mean anything.
-SAID = {
-    stable.SEED: ("same_class", "region", "prototypes"),
-    stable.RANDOM: ("region",),
-    stable.ANOTHER: ("same_channel", "top_channels", "rank", "region", "prototypes"),
-}
-# Of the table at a glance: an event, and what found the places.
-Column = tuple[str, str]
-
-
-def _name(row: dict[str, Any]) -> str:
-    """A method with what its evidence counts towards and what finds its place."""
-    return ", ".join(
-        row[name] for name in ("method", "evidence", "locate") if row.get(name)
-    )
-
-
-def cell(found: summary.Interval | None) -> str:
-    """A mean and its interval; nothing of None."""
-    if found is None:
-        return ""
-    mean, low, high = found
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def markdown(results: dict[str, Any]) -> str:
     """All events at a glance, then each, the scheme that fits it in full."""
-    parts = _at_a_glance(results["events"])
+    parts = glance.markdown(results["events"])
     for event, found in results["events"].items():
         scheme, axis = found["fits"]
         accuracy = ", ".join(f"{a:.3f}" for a in found["accuracy"])
         parts += [
-            f"### {event}: {_words(scheme)} scheme",
+            f"### {event}: {cells.words(scheme)} scheme",
             f"{_seeds(found['seeds'])}: test accuracy {accuracy}"
             f"{_weak(found['accuracy'])}; {sum(found['clips'])} clips with the event "
             f"found{_shared(found)}. Means over seeds, in brackets 95 % bootstrap "
@@ -68,8 +43,9 @@ def markdown(results: dict[str, Any]) -> str:
             *_areas(found["faithful"], event),
             *_hidden(found["masked"]),
             *_twice(found["again"]),
-            f"Prototypes of a channel, {_words(scheme)} scheme, mean over channels; "
-            "in brackets any clips in their place, and any clips of their class:",
+            f"Prototypes of a channel, {cells.words(scheme)} scheme, mean over "
+            "channels; in brackets any clips in their place, and any clips of their "
+            "class:",
             _alike(found["consistent"]),
             f"![Each channel's prototypes, {event}]({event}/consistency.png)",
             *_stays(found["stable"]),
@@ -81,82 +57,6 @@ def _seeds(seeds: Sequence[int]) -> str:
     return "Seed" + "s" * (len(seeds) > 1) + f" {', '.join(map(str, seeds))}"
 
 
-def _at_a_glance(events: dict[str, Any]) -> list[str]:
-    """Hits of the top channel and its share of the evidence, by event."""
-    others: dict[str, dict[Column, str]] = {}
-    channels: dict[str, dict[Column, str]] = {}
-    shares: dict[str, dict[Column, str]] = {}
-    for event, found in events.items():
-        scheme, axis = found["fits"]
-        for row in _told(found["rows"], scheme):
-            scores = row["scores"]
-            said = cell(scores[axis])
-            if "share" not in scores:
-                # LIME explains the first clips only.
-                fewer = row["clips"] < sum(found["clips"])
-                said += f" of {row['clips']} clips" * fewer
-                others.setdefault(_name(row), {})[event, "map"] = said
-                continue
-            name = row["method"] + ", plain" * (row["evidence"] == "plain")
-            channels.setdefault(name, {})[event, row["locate"]] = said
-            shares.setdefault(name, {})[event, "map"] = ", ".join(
-                f"{scores[of][0]:.2f}" for of in ("share", "share of all")
-            )
-        for one in found["again"]:
-            for row in one["rows"]:
-                if row["evidence"] == "contrastive":
-                    _, again = row["hits"]
-                    channels.setdefault(f"{one['method']}, {stable.SEED}", {})[
-                        event, row["locate"]
-                    ] = f"{sum(again) / len(again):.2f}"
-
-    def lines(
-        cells: dict[str, dict[Column, str]], ways: Sequence[str]
-    ) -> list[list[str]]:
-        return [
-            [name, *(row.get((event, way), "") for event in events for way in ways)]
-            for name, row in cells.items()
-        ]
-
-    heads = [f"{event}, {_words(found['fits'][0])}" for event, found in events.items()]
-    ways = "map", "occlusion"
-    return [
-        "Hits of what has no channels, under the scheme that fits the event, means "
-        "over seeds and 95 % bootstrap intervals over seeds and clips:",
-        table(" | ".join(["method", *heads]), lines(others, ["map"])),
-        "Hits of the top channel, by either way to find its place; evidence is "
-        f"contrastive unless it is called plain. {stable.SEED.capitalize()}: U learned "
-        "again for the same networks, the mean over these:",
-        table(
-            " | ".join(
-                ["channels", *(f"{h}, by {way}" for h in heads for way in ways)]
-            ),
-            lines(channels, ways),
-        ),
-        "The top channel's share of the positive evidence, and of all that moves the "
-        "logit, for the class or against it:",
-        table(" | ".join(["channels", *heads]), lines(shares, ["map"])),
-    ]
-
-
-def _told(
-    rows: Sequence[dict[str, Any]], scheme: str | None = None
-) -> list[dict[str, Any]]:
-    """Of a scheme; plain evidence only of what is published with it."""
-    return [
-        row
-        for row in rows
-        if (scheme is None or row["scheme"] == scheme)
-        and (row.get("evidence") != "plain" or row["method"] in PLAIN)
-    ]
-
-
-def table(header: str, rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; columns of the header are separated by bars."""
-    lines = [f"| {header} |", "| --- |" + " --- |" * header.count("|")]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
 def _hits(rows: Sequence[dict[str, Any]], scheme: str, axis: str) -> str:
     names = (
         f"{axis}, best", "iou", "share", "share of all", "share of all, best"
@@ -166,20 +66,20 @@ def _hits(rows: Sequence[dict[str, Any]], scheme: str, axis: str) -> str:
         value = row["on LIME's clips"].get(axis)
         return "" if value is None else f"{value:.2f}"
 
-    return table(
+    return cells.table(
         f"method | hit | of each seed | {summary.REFERENCE['method']} by occlusion has "
         "more | on LIME's clips | best of 4 | overlap | top's share of the positive "
         "evidence | of all that moves the logit | of 4",
         [
             [
-                _name(row),
-                cell(row["scores"][axis]),
+                cells.name(row),
+                cells.cell(row["scores"][axis]),
                 ", ".join(f"{v:.2f}" for v in row["by_seed"][axis]),
-                cell(row["ahead"]),
+                cells.cell(row["ahead"]),
                 on_some(row),
-                *(cell(row["scores"].get(name)) for name in names),
+                *(cells.cell(row["scores"].get(name)) for name in names),
             ]
-            for row in _told(rows, scheme)
+            for row in cells.told(rows, scheme)
         ],
     )
 
@@ -192,35 +92,35 @@ def _by_scheme(rows: Sequence[dict[str, Any]], event: plants.Name) -> str:
         axes = [axis for axis in plants.AXES[event] if whole or axis == scheme]
         columns += [(scheme, axis) for axis in (*axes, "iou") if axes]
     by_name: dict[str, dict[str, Any]] = {}
-    for row in _told(rows):
-        by_name.setdefault(_name(row), {})[row["scheme"]] = row["scores"]
+    for row in cells.told(rows):
+        by_name.setdefault(cells.name(row), {})[row["scheme"]] = row["scores"]
 
-    def cell(scores: dict[str, Any] | None, axis: str) -> str:
+    def means(scores: dict[str, Any] | None, axis: str) -> str:
         if scores is None:
             return ""
         found = [scores[n][0] for n in (axis, f"{axis}, best") if n in scores]
         return " / ".join(f"{value:.2f}" for value in found)
 
     words = {"both": "joint", "iou": "overlap"}
-    return table(
+    return cells.table(
         " | ".join(
-            ["method", *(f"{_words(s)}: {words.get(a, a)}" for s, a in columns)]
+            ["method", *(f"{cells.words(s)}: {words.get(a, a)}" for s, a in columns)]
         ),
         [
-            [name, *(cell(scores.get(scheme), axis) for scheme, axis in columns)]
+            [name, *(means(scores.get(scheme), axis) for scheme, axis in columns)]
             for name, scores in by_name.items()
         ],
     )
 
 
 def _learned(rows: Sequence[dict[str, Any]]) -> str:
-    return table(
+    return cells.table(
         "U learned | scheme | purity | seconds | cond(U) | effective rank of the "
         "features, eigenvalues above 1 % | largest logit error | changed | of clips",
         [
             [
                 row["variant"],
-                _words(row["scheme"]),
+                cells.words(row["scheme"]),
                 ", ".join(f"{p:.3f}" for _, p in row["purity"]),
                 ", ".join(f"{s:.0f}" for s in row["seconds"]),
                 ", ".join(f"{c:.0f}" for c in row["condition_number"]),
@@ -246,16 +146,16 @@ def _areas(rows: Sequence[dict[str, Any]], event: str) -> list[str]:
         return []
     lines = []
     for row in rows:
-        cells = [_name(row), row["heat"]]
+        line = [cells.name(row), row["heat"]]
         for name in ("deletion", "insertion"):
             p = row.get(f"{name} p")
-            cells += [cell(row[name]), "" if p is None else _p(p)]
-        lines.append(cells)
+            line += [cells.cell(row[name]), "" if p is None else cells.p_value(p)]
+        lines.append(line)
     return [
         "Areas below the probability while the hottest is silenced first (small is "
         "good) and heard first (large is good); p against random order, of cells for "
         "heatmaps and of regions for regions:",
-        table("heat of | kind | deletion | p | insertion | p", lines),
+        cells.table("heat of | kind | deletion | p | insertion | p", lines),
         f"![What is left of the class's probability, {event}]({event}/curves.png)",
     ]
 
@@ -265,18 +165,19 @@ def _hidden(rows: Sequence[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     lines = [
-        [_name(row), cell(row["own"]), cell(row["random"]), _p(row["p"])]
-        for row in _told(rows)
+        [
+            cells.name(row),
+            cells.cell(row["own"]),
+            cells.cell(row["random"]),
+            cells.p_value(row["p"]),
+        ]
+        for row in cells.told(rows)
     ]
     return [
         "Probability lost by silencing the top channel's region, and the mean over all "
         "other regions; p of a permutation test, not corrected for the number of rows:",
-        table("region of | lost | by others | p", lines),
+        cells.table("region of | lost | by others | p", lines),
     ]
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _alike(rows: Sequence[dict[str, Any]]) -> str:
@@ -285,15 +186,15 @@ def _alike(rows: Sequence[dict[str, Any]]) -> str:
 
     def beside(row: dict[str, Any], kind: str) -> str:
         chance = (row[f"{kind}, any clips"], row[f"{kind}, same class"])
-        return f"{cell(row[kind]) or '–'} ({', '.join(map(word, chance))})"
+        return f"{cells.cell(row[kind]) or '–'} ({', '.join(map(word, chance))})"
 
-    return table(
+    return cells.table(
         "prototypes of | pairs of one class (any clips) | alike in time (any clips, "
         "of the class) | in frequency (any clips, of the class)",
         [
             [
                 row["method"],
-                f"{cell(row['same_class']) or '–'} ({word(row['chance'])})",
+                f"{cells.cell(row['same_class']) or '–'} ({word(row['chance'])})",
                 beside(row, "time"),
                 beside(row, "frequency"),
             ]
@@ -325,7 +226,7 @@ def _twice(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [
         "The same network and clips, U learned with one seed and with another, a pair "
         "for each network:",
-        table("U learned | hit | purity | cond(U)", lines),
+        cells.table("U learned | hit | purity | cond(U)", lines),
     ]
 
 
@@ -356,10 +257,10 @@ def _stays(rows: Sequence[dict[str, Any]]) -> list[str]:
         "What explanations of different clips share is the level to compare with. Of "
         "random weights the region counts alone, since U and prototypes stay those of "
         "the trained network:",
-        table(
+        cells.table(
             " | ".join(["change", "U", *STAYS]),
             [
-                [change, _name(row), *_agreement(row)]
+                [change, cells.name(row), *_agreement(row)]
                 for change in changes
                 for row in rows
                 if row["change"] == change
@@ -369,8 +270,10 @@ def _stays(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _agreement(row: dict[str, Any]) -> list[str]:
-    said = SAID.get(row["change"], STAYS.values())
-    return [cell(row[name]) or "–" if name in said else "–" for name in STAYS.values()]
+    said = stable.SAID.get(row["change"], STAYS.values())
+    return [
+        cells.cell(row[name]) or "–" if name in said else "–" for name in STAYS.values()
+    ]
 
 
 def comma_separated(results: dict[str, Any]) -> str:
@@ -416,17 +319,13 @@ def terminal(results: dict[str, Any]) -> str:
     for event, found in results["events"].items():
         scheme, axis = found["fits"]
         lines.append(
-            f"\n{event}: pointing at it under {_words(scheme)}, top and best of 4"
+            f"\n{event}: pointing at it under {cells.words(scheme)}, top and best of 4"
         )
-        for row in _told(found["rows"], scheme):
+        for row in cells.told(found["rows"], scheme):
             s = row["scores"]
             best = f"   of 4 {s[f'{axis}, best'][0]:.2f}" if "share" in s else ""
-            lines.append(f"  {_name(row):46} {cell(s[axis])}{best}")
+            lines.append(f"  {cells.name(row):46} {cells.cell(s[axis])}{best}")
     return "\n".join(lines)
-
-
-def _words(scheme: str) -> str:
-    return scheme.replace("_", "-")
 
 
 FORMS = {"md": markdown, "csv": comma_separated}
