@@ -2,9 +2,9 @@
 
     python docs/make_truth.py
 
-Writes docs/truth/tables.md, the two tables at a glance into docs/truth.md between their
-marks, and of each event the curves and the consistency of channels. Pictures of regions
-are of the runs themselves (`regions.png`), with the sounds, and are not made here.
+Writes docs/truth/tables.md, the tables of all events at a glance into docs/truth.md
+between their marks, and of each event the curves and the consistency of channels.
+Pictures of regions need the sounds: they are what the runs left (`regions.png`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import pathlib
 import shutil
 import tempfile
 
-from experiments.localisation import merge
+from experiments.localisation import glance, merge
 
 HERE = pathlib.Path(__file__).parent
 PAGE, FOLDER = HERE / "truth.md", HERE / "truth"
-START, END = "<!-- tables at a glance -->\n", "<!-- end of these -->\n"
+# Of the page, what lies between two marks, and which words and tables go there.
+MARKS = {"pointing": slice(0, 6), "else": slice(6, None)}
 HEAD = """# Do the explanations point at the truth? Every table
 
 What the rows are, how to read them and what they do not show is in
@@ -37,11 +38,15 @@ def main():
             for file in (output / event).iterdir():
                 (FOLDER / event).mkdir(exist_ok=True)
                 shutil.copy(file, FOLDER / event)
-    glance, rest = tables.split("### ", 1)
-    (FOLDER / "tables.md").write_text(f"{HEAD}### {rest}", encoding="utf-8")
-    before, after = PAGE.read_text(encoding="utf-8").split(START)
-    _, after = after.split(END)
-    PAGE.write_text(f"{before}{START}\n{glance}{END}{after}", encoding="utf-8")
+    (FOLDER / "tables.md").write_text(HEAD + tables, encoding="utf-8")
+    page, parts = PAGE.read_text(encoding="utf-8"), glance.markdown(results["events"])
+    for name, which in MARKS.items():
+        start, end = f"<!-- tables: {name} -->\n", f"<!-- {name} ends -->\n"
+        before, after = page.split(start)
+        _, after = after.split(end)
+        body = "\n\n".join(parts[which])
+        page = f"{before}{start}\n{body}\n\n{end}{after}"
+    PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

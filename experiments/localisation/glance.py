@@ -117,7 +117,8 @@ def _hidden(events: Events) -> tuple[str, str, Lines]:
     for event, found in events.items():
         for row in cells.told(found["masked"]):
             if row["method"] in SILENCED:
-                own, others = row["own"][0], row["random"][0]
+                # 0 where it rounds to -0.00.
+                own, others = (round(row[of][0], 2) + 0.0 for of in ("own", "random"))
                 said = f"{own:.2f} ({others:.2f}), p {cells.p_value(row['p'])}"
                 lines.setdefault(cells.name(row), {})[event] = said
     about = (
