@@ -300,7 +300,9 @@ def test_what_is_recommended_is_taken_where_nothing_is_asked(key, maps, logits, 
     told, of_papers = (dict(e.provenance.settings) for e in (made, papers))
     assert told["epochs"] == "120"
     assert told["prototypes a channel"] == "5"
+    assert told["concentration"] == "0.03"
     assert of_papers["prototypes a channel"] == "100 falling to 5"
+    assert "concentration" not in of_papers
 
     asked = commands.Fit(weights=Path("net"), out=Path("out"))
     assert asked.optimise == optimize.Config.recommended()

@@ -17,9 +17,9 @@ DRAWS = 2000
 IDENTITY = ("method", "variant", "scheme", "evidence", "locate", "heat", "change")
 Interval = tuple[float, float, float]
 Part = dict[str, Any]  # of an event and a seed, what `scores.json` keeps
-# The others are compared with it, clip by clip.
+# The others are compared with it, clip by clip: what `fit` and `explain` do.
 REFERENCE = {
-    "method": "few-prototypes",
+    "method": "concentrated-few",
     "evidence": "contrastive",
     "locate": "occlusion",
 }
