@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from apex_jax import cache, schemes
     from experiments.localisation import explained
 
+_FEW: dict[str, Any] = {"prototypes_start": 5, "epochs": 120}
 # What differs from the paper's settings, by name.
 OPTIMISER: dict[str, dict[str, Any]] = {
     "paper: Adam, rate 1e-3, 512 pairs, 100 to 5": {},
@@ -35,8 +36,9 @@ OPTIMISER: dict[str, dict[str, Any]] = {
     "2048 pairs a step": {"batch_size": 2048},
     "5 prototypes from the start": {"prototypes_start": 5},
     "20 falling to 5": {"prototypes_start": 20},
-    "5 prototypes, 120 epochs": {"prototypes_start": 5, "epochs": 120},
+    "5 prototypes, 120 epochs": _FEW,
     "5 prototypes, 200 epochs": {"prototypes_start": 5, "epochs": 200},
+    "fit's own: 120, concentrated": {**_FEW, "concentration": 0.03},
     "60 epochs": {"epochs": 60},
     "Muon, rate 1e-3": {"algorithm": "muon"},
     "Muon, rate 3e-3": {"algorithm": "muon", "learning_rate": 3e-3},
@@ -55,12 +57,14 @@ COORDINATES: dict[str, dict[str, Any]] = {
     "whitened, eps 1": {"precondition": "whiten", "precondition_eps": 1.0},
     "whitened, eps 0.1": _WHITENED,
     "whitened, eps 0.01": {"precondition": "whiten", "precondition_eps": 0.01},
+    "5 prototypes, 120 epochs": _FEW,
     "orthogonal": _TURNED,
     "whitened, orthogonal": {**_WHITENED, **_TURNED},
     **{
         f"{name}, conc. {weight:g}": {**common, "concentration": weight}
         for name, common in (
             ("as they are", {}),
+            ("5 prototypes", _FEW),
             ("whitened", _WHITENED),
             ("orthogonal", _TURNED),
         )
