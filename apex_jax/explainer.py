@@ -17,7 +17,7 @@ from typing import TypedDict, Unpack, get_args, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from apex_jax import (
     audio,
@@ -71,6 +71,24 @@ def _channels(
         )
 
     return jax.vmap(one)(channels)
+
+
+@functools.partial(jax.jit, static_argnames=("scheme", "occluded"))
+def _of_class(
+    views: schemes.Views,
+    direction: Float[Array, " chan"],
+    *,
+    scheme: schemes.Scheme,
+    occluded: bool,
+) -> tuple[Int[Array, "2"], Bool[Array, ""]]:
+    """Where all channels together speak for a class, and whether anything does."""
+    location = schemes.locate(scheme, views, direction)
+    there = jnp.bool_(True)
+    if occluded:
+        cells = jnp.asarray(views.cells)
+        heat = jnp.matmul(cells, direction, precision=disentangle.HIGHEST)
+        there = jnp.max(heat) > 0
+    return location, there
 
 
 class Options(TypedDict, total=False):
@@ -506,6 +524,15 @@ class Explainer:
                 grid=grid,
             )
         )
+        own = evidence_lib.head_of(
+            self.classifier.head, self.classifier.activation, evidence
+        )
+        class_location, speaks = _of_class(
+            views,
+            own.weight[wanted],
+            scheme=self.scheme,
+            occluded=locate == "occlusion",
+        )
         shown = [
             self.prototypes(top, wanted, one, num, evidence=evidence, locate=locate)
             for one, num in (
@@ -549,6 +576,8 @@ class Explainer:
             evidence_share=float(carried / positive) if positive > 0 else 0.0,
             evidence=evidence,
             locate=locate,
+            class_location=(int(class_location[0]), int(class_location[1])),
+            class_areas=self.areas(grid, class_location) if speaks else (),
             provenance=self.provenance,
         )
 

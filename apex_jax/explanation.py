@@ -154,6 +154,9 @@ class Explanation:
       evidence: what contributions count towards, the class's logit or how far it is
         above the other classes'.
       locate: what found regions and heatmaps, the map or occlusion.
+      class_location: `(row, column)` where all channels together speak for the class,
+        found as a channel's is; None where it was not looked for.
+      class_areas: that region; empty where no part of the sound speaks for the class.
       provenance: how the explainer was made.
     """
 
@@ -180,6 +183,10 @@ class Explanation:
     evidence_share: float
     evidence: settings.Evidence = dataclasses.field(default="plain", metadata=STATIC)
     locate: settings.Location = dataclasses.field(default="map", metadata=STATIC)
+    class_location: tuple[int, int] | None = dataclasses.field(
+        default=None, metadata=STATIC
+    )
+    class_areas: tuple[Area, ...] = dataclasses.field(default=(), metadata=STATIC)
     provenance: Provenance = dataclasses.field(
         default=Provenance(), repr=False, metadata=STATIC
     )
@@ -188,6 +195,17 @@ class Explanation:
     def class_name(self) -> str:
         """The class explained."""
         return self.class_names[self.target]
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether the top channel's region is that of all channels together.
+
+        Of planted events that the two agree on nearly all are there (docs/truth.md).
+        None where either has no region.
+        """
+        if not (self.class_areas and self.channels and self.channels[0].areas):
+            return None
+        return self.channels[0].location == self.class_location
 
     @property
     def probabilities(self) -> np.ndarray:

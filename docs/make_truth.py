@@ -18,7 +18,7 @@ from experiments.localisation import glance, merge
 HERE = pathlib.Path(__file__).parent
 PAGE, FOLDER = HERE / "truth.md", HERE / "truth"
 # Of the page, what lies between two marks, and which words and tables go there.
-MARKS = {"pointing": slice(0, 6), "else": slice(6, None)}
+MARKS = {"pointing": slice(0, 8), "else": slice(8, None)}
 HEAD = """# Do the explanations point at the truth? Every table
 
 What the rows are, how to read them and what they do not show is in

@@ -398,6 +398,7 @@ def test_explain(root, fitted, capsys):
     assert "[square]" in out
     assert "[frequency]" in out
     assert out.count("channel ") == 12 * 2 * 2
+    assert out.count("    all channels  ") == 12 * 2
     assert "broken.wav: not readable" in " ".join(out.split())
     assert 'broken.wav,"not readable' in (root / "page-skipped.csv").read_text()
     assert f"{page}, " in out

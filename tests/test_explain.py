@@ -249,6 +249,10 @@ def test_an_explanation_by_hand(scheme, explainers, seen):
     shown_share = sum(s for s in share[order] if s > 0) / sum(positive)
     assert found.evidence_share == pytest.approx(shown_share, rel=1e-3)
 
+    of_class = feature_map @ np.asarray(explainer.classifier.head.weight[target])
+    assert_areas(found.class_areas, boxes_by_hand(scheme, of_class))
+    assert found.agrees == (found.class_areas == found.channels[0].areas)
+
     zhat = transformed(explainer, feature_map)
     maps = [transformed(explainer, feature_map) for _, feature_map, _ in shown]
     for channel in found.channels:

@@ -233,6 +233,49 @@ def test_hits_are_compared_clip_by_clip():
     assert alone["rows"][0]["ahead"] is None
 
 
+def test_where_the_top_channel_and_all_channels_agree():
+    """Over the clips of both seeds, along what scheme and event both have."""
+
+    def row(method, places, hits, scheme="square", locate="occlusion", **shares):
+        return {
+            "method": method, "scheme": scheme, "evidence": "contrastive",
+            "locate": locate, "locations": [[[0, p], [3, 3]] for p in places],
+            "scores": {"time": hits, "frequency": [0] * len(hits), **shares},
+        }  # fmt: skip
+
+    def part(seed, *rows):
+        return {
+            "event": "click", "explained": [{"recording": str(n)} for n in range(3)],
+            "rows": rows, "fits": ["time", "time"], "accuracy": 1.0, "clips": 3,
+            "seed": seed, "again": [], "learned": [], "faithful": [], "masked": [],
+            "consistent": [], "stable": [],
+        }  # fmt: skip
+
+    share = {"share": [0.5] * 3}
+    rows = [
+        row("paper", [0, 1, 2], [1, 1, 0], **share),
+        row("paper", [0, 1, 2], [1, 1, 0], locate="map", **share),
+        row("paper", [0, 1, 2], [1, 1, 0], scheme="frequency", **share),
+        row(summary.CLASS, [0, 1, 1], [1, 1, 1]),
+        row(summary.CLASS, [0, 1, 2], [1, 1, 1], scheme="frequency"),
+    ]
+    other = [row("paper", [2, 2, 2], [1, 0, 0], **share), *rows[1:]]
+    found = summary.of([part(0, *rows), part(1, *other)])["rows"]
+    # Seed 0: the first two agree, both hits; seed 1: none, one of three a hit.
+    assert found[0]["agreeing"] == {
+        "share": pytest.approx(2 / 6), "hit": 1.0, "else": 0.25, "clips": 4
+    }  # fmt: skip
+    # By map; where no axis is both's; and what has no channels.
+    assert [row["agreeing"] for row in found[1:]] == [None] * 4
+    (all_agree, _) = summary.of([part(0, rows[3] | {"method": "paper", "scores": rows[0]
+        ["scores"]}, rows[3])])["rows"]  # fmt: skip
+    assert all_agree["agreeing"] == {
+        "share": 1.0, "hit": pytest.approx(2 / 3), "else": None, "clips": 0
+    }  # fmt: skip
+    alone = summary.of([part(0, rows[0])])["rows"]
+    assert alone[0]["agreeing"] is None
+
+
 def test_all_events_at_a_glance():
     """Only the scheme that fits, the axis that the event has, and blanks for no row.
 
@@ -243,7 +286,7 @@ def test_all_events_at_a_glance():
         scores = {"frequency": hit, "both": [0.9, 0.9, 0.9]}
         scores |= {"share": [0.25] * 3, "share of all": [0.125] * 3} if way else {}
         found = {"method": method, "scheme": scheme, "scores": scores, "clips": 80}
-        return found | way
+        return {**found, "agreeing": None, **way}
 
     way = {"evidence": "plain", "locate": "map"}
     silence = {"evidence": "contrastive", "locate": "occlusion"}
@@ -277,7 +320,10 @@ def test_all_events_at_a_glance():
                     {**row("LIME", "frequency", [0.5, 0.4, 0.6]), "clips": 20},
                     row("paper", "frequency", [0.1, 0.0, 0.2], **way),
                     row("paper", "frequency", [0.15, 0.1, 0.2], **by_map),
-                    row("paper", "frequency", [0.3, 0.2, 0.4], **silence),
+                    row("paper", "frequency", [0.3, 0.2, 0.4], **silence)
+                    | {"agreeing": {"share": 0.75, "hit": 1, "else": 0.5, "clips": 20}},
+                    row("paper", "square", [0.3, 0.2, 0.4], **silence)
+                    | {"agreeing": {"share": 1, "hit": 0.9, "else": None, "clips": 0}},
                     row("paper", "square", [1, 1, 1], **way),
                     row("whitened", "frequency", [1, 1, 1], **way),
                 ],
@@ -327,21 +373,27 @@ def test_all_events_at_a_glance():
     assert shown[5].splitlines() == [
         "| channels | band, frequency | burst, square |",
         "| --- | --- | --- |",
+        "| paper | 0.75: 1.00 / 0.50 of 20 |  |",
+        "| paper, square | 1.00: 0.90 / – of 0 |  |",
+    ]
+    assert shown[7].splitlines() == [
+        "| channels | band, frequency | burst, square |",
+        "| --- | --- | --- |",
         "| paper, plain | 0.25, 0.12 | 0.25, 0.12 |",
         "| paper | 0.25, 0.12 |  |",
     ]
-    assert shown[7].splitlines()[2:] == [
+    assert shown[9].splitlines()[2:] == [
         "| CAM, map: regions | 0.50, 0.80 |  |",
         "| paper, map: heatmap | 0.40, 0.90 |  |",
         "| concentrated-few, occlusion: heatmap | 0.20, 0.70 |  |",
     ]
-    assert shown[9].splitlines()[2:] == [
+    assert shown[11].splitlines()[2:] == [
         "| paper, plain, map | 0.30 (0.10), p 0.012 |  |",
         "| paper, contrastive, occlusion | 0.60 (0.05), p < 0.001 |  |",
     ]
-    assert shown[11].splitlines()[2:] == [
+    assert shown[13].splitlines()[2:] == [
         "| noise at 20 dB: paper, contrastive, occlusion | 0.75, 0.50 |  |",
         "| another seed: paper, contrastive, occlusion | –, 0.50 |  |",
         "| random weights: paper, contrastive, occlusion | –, – |  |",
     ]
-    assert len(shown) == 12
+    assert len(shown) == 14

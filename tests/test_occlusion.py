@@ -290,6 +290,16 @@ def explainers(network, clips):
     return made
 
 
+def place_by_hand(scheme, along):
+    row, column = along.mean(axis=1).argmax(), along.mean(axis=0).argmax()
+    if scheme == "square":
+        row, column = np.unravel_index(along.argmax(), (F, T))
+    return (
+        schemes.ALL if scheme == "time" else int(row),
+        schemes.ALL if scheme == "frequency" else int(column),
+    )
+
+
 @pytest.mark.parametrize("evidence", ["plain", "contrastive"])
 @pytest.mark.parametrize("scheme", schemes.SCHEMES)
 def test_an_explanation_by_hand(scheme, evidence, explainers, network, clips):
@@ -305,6 +315,16 @@ def test_an_explanation_by_hand(scheme, evidence, explainers, network, clips):
     weight = np.asarray(network.head.weight) @ np.linalg.inv(matrix)
     if evidence == "contrastive":
         weight = weight - (weight.sum(axis=0) - weight) / 2  # of three classes
+    # All channels together, without U.
+    own = np.asarray(network.head.weight)
+    if evidence == "contrastive":
+        own = own - (own.sum(axis=0) - own) / 2
+    effects = effects_by_hand(network, np.asarray(seen.spectrogram), scheme)
+    wanted = place_by_hand(scheme, effects @ own[found.target])
+    assert found.class_location == wanted
+    assert [a.box for a in found.class_areas] == list(GRID.boxes(scheme, wanted))
+    first = found.channels[0]
+    assert found.agrees == (first.location == wanted if first.areas else None)
     for channel, other in zip(found.channels, by_map.channels, strict=True):
         assert channel.index == other.index
         shown = [(channel, clips[1]), *((p, p.clip) for p in channel.prototypes)]
@@ -312,14 +332,7 @@ def test_an_explanation_by_hand(scheme, evidence, explainers, network, clips):
             spectrogram = test_cache.map_of(network, clip)[0]
             effects = effects_by_hand(network, spectrogram, scheme)
             along = effects @ matrix[channel.index]
-            row, column = along.mean(axis=1).argmax(), along.mean(axis=0).argmax()
-            if scheme == "square":
-                row, column = np.unravel_index(along.argmax(), (F, T))
-            row, column = int(row), int(column)
-            wanted = (
-                schemes.ALL if scheme == "time" else row,
-                schemes.ALL if scheme == "frequency" else column,
-            )
+            wanted = place_by_hand(scheme, along)
             assert part.location == wanted
             boxes = list(GRID.boxes(scheme, wanted)) if along.max() > 0 else []
             assert [area.box for area in part.areas] == boxes
@@ -354,6 +367,8 @@ def test_in_silence_there_is_nothing_to_find(scheme, explainers, network):
     found = explainer.explain(seen, num_prototypes=3)
     assert all(channel.areas == () for channel in found.channels)
     assert not any(channel.heatmap.any() for channel in found.channels)
+    assert found.class_areas == ()
+    assert found.agrees is None
     # Prototypes are sounds: each has a region where some part of it adds something.
     matrix = np.asarray(explainer.transform.matrix, np.float64)
     for channel in found.channels:

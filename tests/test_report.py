@@ -169,6 +169,23 @@ class Page(html.parser.HTMLParser):
         ]
 
 
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ((0, 0), "0.10–0.20 s, 100–200 Hz, as the first one does."),
+        ((1, 0), "0.10–0.20 s, 100–200 Hz, and the first one elsewhere"),
+    ],
+)
+def test_the_page_says_whether_all_channels_agree(location, said, result):
+    box = schemes.Box(rows=(1.0, 2.0), frames=(3.0, 4.0))
+    area = explanation.Area(
+        box=box, start_s=0.1, end_s=0.2, low_hz=100.0, high_hz=200.0
+    )
+    found = dataclasses.replace(result, class_location=location, class_areas=(area,))
+    text = Page(report.html(found)).text
+    assert f"All channels together point at {said}" in text
+
+
 def test_the_page_says_what_was_found(result):
     page = Page(report.html(result))
     assert page.all("h1")
@@ -190,6 +207,7 @@ def test_the_page_says_what_was_found(result):
         "What it does not prove",
     ):
         assert re.sub(r"\s", "", words) in re.sub(r"\s", "", page.text), words
+    assert "All channels together" not in page.text
     # Every picture has words for who cannot see it.
     pictures = page.all("div", role="img")
     assert len(pictures) == 1 + 2 * (1 + 2)

@@ -195,6 +195,10 @@ def _lines(
             region = region or "no region: no part of the sound adds to it"
             share = f"{channel.index:<5}{channel.contribution:+7.3f}"
             yield f"    channel {share}  {region}"
+        if one.class_areas:
+            region = " and ".join(_region(area, one) for area in one.class_areas)
+            same = {True: "", False: ", not where the first is", None: ""}[one.agrees]
+            yield f"    all channels          {region}{same}"
 
 
 def _verdict(one: explanation.Explanation) -> str:

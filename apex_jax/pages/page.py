@@ -63,10 +63,15 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
-    """One explanation of a clip: one method, scheme and class."""
+    """One explanation of a clip: one method, scheme and class.
+
+    Attributes:
+      together: where all channels together lie, in words; "" where they lie nowhere.
+    """
 
     result: explanation.Explanation
     method: str
+    together: str
     channels: tuple[Evidence, ...]
     bars: tuple[Bar, ...]
     zero: float
@@ -215,10 +220,18 @@ def _view(
     return View(
         result=result,
         method=method,
+        together=_together(result),
         channels=tuple(_evidence(result, c, store, limits) for c in result.channels),
         bars=bars,
         zero=zero,
     )
+
+
+def _together(result: explanation.Explanation) -> str:
+    heatmap = result.channels[0].heatmap if result.channels else result.spectrogram
+    if heatmap is None or not result.class_areas:
+        return ""
+    return panel.where(result.class_areas, heatmap.shape, offset_s=result.offset_s)
 
 
 def _bars(result: explanation.Explanation) -> tuple[tuple[Bar, ...], float]:

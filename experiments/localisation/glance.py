@@ -22,6 +22,7 @@ def markdown(events: Events) -> list[str]:
     for about, first, lines in (
         _without_channels(events),
         _channels(events),
+        _agreeing(events),
         _shares(events),
         _curves(events),
         _hidden(events),
@@ -76,6 +77,30 @@ def _channels(events: Events) -> tuple[str, str, Lines]:
         "Hits of the top channel, by map / by occlusion; evidence is contrastive "
         f"unless it is called plain. {stable.SEED.capitalize()}: U learned again for "
         "the same networks, the mean over these:"
+    )
+    return about, "channels", lines
+
+
+def _agreeing(events: Events) -> tuple[str, str, Lines]:
+    """Under the scheme that fits, and where that is another under square."""
+    lines: Lines = {}
+    for under in (None, "square"):
+        for event, found in events.items():
+            fits, _ = found["fits"]
+            for row in cells.told(found["rows"], under or fits):
+                both = row["agreeing"]
+                if under == fits or both is None or row["method"] not in variants.SHOWN:
+                    continue
+                hit, other = (
+                    "–" if both[name] is None else f"{both[name]:.2f}"
+                    for name in ("hit", "else")
+                )
+                said = f"{both['share']:.2f}: {hit} / {other} of {both['clips']}"
+                name = row["method"] + f", {under}" * (under is not None)
+                lines.setdefault(name, {})[event] = said
+    about = (
+        "How often the top channel and all channels together point at the same region, "
+        "by occlusion: hits where they do / where they do not, and of how many clips:"
     )
     return about, "channels", lines
 

@@ -47,6 +47,12 @@ FITS: dict[Name, tuple[schemes.Scheme, str]] = {
 }
 
 
+def axes_of(event: Name, scheme: schemes.Scheme) -> list[str]:
+    """Along which scheme and event both have a place; the last one tells most."""
+    whole = scheme in ("square", "time_frequency")
+    return [axis for axis in AXES[event] if whole or axis == scheme]
+
+
 def centre_hz(rng: np.random.Generator, sample_rate: int) -> float:
     """Where a corpus has its band, from 0.1 to 0.35 of the sample rate."""
     return float(rng.uniform(0.1, 0.35) * sample_rate)

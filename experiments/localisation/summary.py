@@ -10,8 +10,10 @@ import numpy as np
 import scipy.stats
 
 from apex_jax import faithfulness, stability
+from experiments.localisation import plants
 
 AGREEMENTS = [field.name for field in dataclasses.fields(stability.Agreement)]
+CLASS = "all channels"  # occlusion for the class as a whole
 DRAWS = 2000
 # What tells a row from the others.
 IDENTITY = ("method", "variant", "scheme", "evidence", "locate", "heat", "change")
@@ -144,10 +146,48 @@ def _pointing(parts: Sequence[Part]) -> list[dict[str, Any]]:
             own["on LIME's clips"] = {
                 name: _mean_of_first(values, asked) for name, values in by_name.items()
             }
+        own["agreeing"] = _agreeing(same, parts)
         best = row["scheme"] == scheme
         own["ahead"] = _ahead(same, parts, axis) if best else None
         found.append(own)
     return found
+
+
+def _agreeing(
+    same: Sequence[dict[str, Any]], parts: Sequence[Part]
+) -> dict[str, Any] | None:
+    """Of the top channel's regions those that occlusion finds for the class as well.
+
+    Returns:
+      `share` of the clips in which they are the same; `hit` of these, and `else` of the
+      other `clips`, along what scheme and event both have, over the clips of all seeds;
+      either is None of no clip. None of what is no channel by occlusion, and where no
+      axis is both's.
+    """
+    first = same[0]
+    if "share" not in first["scores"] or first["locate"] != "occlusion":
+        return None
+    axes = plants.axes_of(parts[0]["event"], first["scheme"])
+    if not axes:
+        return None
+    wanted = {name: first[name] for name in ("scheme", "evidence", "locate")} | {
+        "method": CLASS
+    }
+    agree, hits = [], []
+    for one, part in zip(same, parts, strict=True):
+        found = [r for r in part["rows"] if wanted.items() <= r.items()]
+        if not found:
+            return None
+        places = (np.array(r["locations"])[:, 0] for r in (one, found[0]))
+        agree.append(np.all(np.equal(*places), axis=-1))
+        hits.append(np.array(one["scores"][axes[-1]]))
+    together, hit = np.concatenate(agree), np.concatenate(hits)
+    return {
+        "share": float(together.mean()),
+        "hit": float(hit[together].mean()) if together.any() else None,
+        "else": float(hit[~together].mean()) if not together.all() else None,
+        "clips": int((~together).sum()),
+    }
 
 
 def _mean_of_first(values: Sequence[Sequence[float]], counts: Sequence[int]) -> float:

@@ -88,8 +88,7 @@ def _by_scheme(rows: Sequence[dict[str, Any]], event: plants.Name) -> str:
     """Top channel and best of four along each axis that scheme and event both have."""
     columns: list[tuple[str, str]] = []
     for scheme in schemes.SCHEMES:
-        whole = scheme not in ("time", "frequency")
-        axes = [axis for axis in plants.AXES[event] if whole or axis == scheme]
+        axes = plants.axes_of(event, scheme)
         columns += [(scheme, axis) for axis in (*axes, "iou") if axes]
     by_name: dict[str, dict[str, Any]] = {}
     for row in cells.told(rows):
@@ -252,11 +251,11 @@ def _stays(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [
         "An explanation after a change: how often the class is the same, and the top "
         "channel; how many of the four largest channels stay among them; rank "
-        "correlation of all channels' contributions; intersection over union of the "
-        "top channel's region with that before; share of its prototypes that stay. "
-        "What explanations of different clips share is the level to compare with. Of "
-        "random weights the region counts alone, since U and prototypes stay those of "
-        "the trained network:",
+        "correlation of all channels' contributions; of the top channel's region and "
+        "of its prototypes the intersection over union with those before. What "
+        "explanations of different clips share is the level to compare with. Of random "
+        "weights the region counts alone, since U and prototypes stay those of the "
+        "trained network:",
         cells.table(
             " | ".join(["change", "U", *STAYS]),
             [

@@ -33,9 +33,9 @@ from apex_jax import (
 )
 from apex_jax import bank as bank_lib
 from apex_jax import classifier as classifier_lib
-from experiments.localisation import explained, scoring, variants
+from experiments.localisation import explained, scoring, summary, variants
 
-CLASS = "all channels"
+CLASS = summary.CLASS
 RANDOM_DRAWS = 5  # of random heat a clip, of whose areas the mean counts
 # What prototypes are set against: clips drawn among all, or among those of the class.
 CHANCE = {"any clips": False, "same class": True}
