@@ -447,7 +447,7 @@ def test_a_long_recording_is_explained_window_by_window(root, fitted, capsys):
         ("1.0-1.5", "low"),
         ("1.5-2.0", "high"),
     ]
-    regions = [line for line in lines if "channel" in line]
+    regions = [line for line in lines if line.startswith("    channel ")]
     spans = [line.split()[3] for line in regions]  # in seconds of the recording
     assert spans == ["0.00-0.50", "0.50-1.00", "1.00-1.50", "1.50-2.00"]
     run(*asked, "--hop-s", "1.0", "--target", "high")
