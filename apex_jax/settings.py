@@ -555,10 +555,10 @@ class Optimisation:
     def recommended(cls) -> Optimisation:
         """Few prototypes from the start, for longer, and concentrated evidence.
 
-        On planted events the top channel points at them at least as often as by the
-        paper's loss, whatever the scheme and the seed, carries most of the evidence
-        where two classes differ in one thing, and U is better conditioned, for less
-        purity (docs/decisions/0027).
+        Under the scheme that fits a planted event the top channel points at it at least
+        as often as by the paper's loss, carries most of the evidence where two classes
+        differ in one thing, and U is better conditioned, for less purity
+        (docs/decisions/0027).
         """
         return cls(epochs=120, prototypes_start=5, concentration=0.03)
 

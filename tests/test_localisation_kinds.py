@@ -95,3 +95,10 @@ def test_what_is_no_finished_folder(finished, tmp_path):
         with pytest.raises(ValueError, match="runs/localisation/sound"):
             kinds.main(kinds.Config(runs=runs, sounds=sounds, output=tmp_path / "o"))
     assert not (tmp_path / "o").exists()
+
+
+def test_other_sounds_than_those_of_the_run(finished, tmp_path):
+    sounds, run, _ = finished
+    (sounds / "baby_cry" / "1-3-A.wav").rename(sounds / "baby_cry" / "1-9-A.wav")
+    with pytest.raises(ValueError, match=r"--sounds .* lacks recordings.* such as 1-3"):
+        kinds.main(kinds.Config(runs=(run,), sounds=sounds, output=tmp_path / "o"))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.localisation import cells, stable, variants
+from experiments.localisation import cells, stable, summary, variants
 
 # By event what the seeds came to, `summary.of`.
 Events = dict[str, dict[str, Any]]
 # A line of a table: what it is of, and by event what is said.
 Lines = dict[str, dict[str, str]]
 # Of what is silenced, and of what stays, the rows that are told here.
-SILENCED = ("random", "CAM", "LIME", "all channels", *variants.SHOWN)
+SILENCED = ("random", "CAM", "LIME", summary.CLASS, *variants.SHOWN)
 CHANGES = ("noise at 20 dB", stable.SEED, stable.RANDOM, stable.ANOTHER)
 
 

@@ -87,6 +87,12 @@ def _of_run(run: Path, sounds: Path) -> dict[str, Any]:
         )
     kind_of = corpus_lib.kinds(sounds)
     corpus = corpus_lib.read(run / "corpus")
+    unknown = set(corpus.recordings.values()) - set(kind_of)
+    if unknown:
+        raise ValueError(
+            f"--sounds {sounds} lacks recordings that were planted in {run}, such as "
+            f"{min(unknown)}; it must be the folder that the run was made from"
+        )
     heard = {
         clip.id: kind_of[corpus.recordings[clip.path]]
         for clip in corpus.splits.train
