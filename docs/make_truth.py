@@ -17,8 +17,11 @@ from experiments.localisation import glance, merge
 
 HERE = pathlib.Path(__file__).parent
 PAGE, FOLDER = HERE / "truth.md", HERE / "truth"
-# Of the page, what lies between two marks, and which words and tables go there.
-MARKS = {"pointing": slice(0, 8), "else": slice(8, None)}
+# Of the page, what lies between two marks, and which questions are answered there.
+MARKS = {
+    "pointing": ("without channels", "channels", "agreeing", "shares"),
+    "else": ("curves", "hidden", "stays"),
+}
 HEAD = """# Do the explanations point at the truth? Every table
 
 What the rows are, how to read them and what they do not show is in
@@ -40,11 +43,11 @@ def main():
                 shutil.copy(file, FOLDER / event)
     (FOLDER / "tables.md").write_text(HEAD + tables, encoding="utf-8")
     page, parts = PAGE.read_text(encoding="utf-8"), glance.markdown(results["events"])
-    for name, which in MARKS.items():
+    for name, questions in MARKS.items():
         start, end = f"<!-- tables: {name} -->\n", f"<!-- {name} ends -->\n"
         before, after = page.split(start)
         _, after = after.split(end)
-        body = "\n\n".join(parts[which])
+        body = "\n\n".join(parts[question] for question in questions)
         page = f"{before}{start}\n{body}\n\n{end}{after}"
     PAGE.write_text(page, encoding="utf-8")
 

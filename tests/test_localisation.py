@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from apex_jax import checkpoint, schemes
+from apex_jax import checkpoint, disentangle, schemes
 from apex_jax.models import convnext
 from experiments import methods
 from experiments.localisation import (
@@ -17,6 +17,7 @@ from experiments.localisation import (
     options,
     run,
     scoring,
+    tables,
     tuning,
 )
 
@@ -139,6 +140,34 @@ def test_the_experiment_from_babble_to_tables(tmp_path, capsys, monkeypatch):
     assert (seed / "optimiser.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match="no finished folder of an event"):
         tuning.main(tuning.Config(run=tmp_path))
+
+
+def test_a_network_that_learned_nothing_does_not_stop_the_others(tmp_path, monkeypatch):
+    """It is named in the tables; of nothing else there are none."""
+
+    def one(config, folder, event, seed, mesh):
+        if seed in untrained:
+            raise disentangle.UntrainedError(f"seed {seed} tells nothing apart")
+        return {"seed": seed}
+
+    monkeypatch.setattr(run, "_one", one)
+    monkeypatch.setattr(run.summary, "of", lambda parts: [p["seed"] for p in parts])
+    monkeypatch.setattr(run.pictures, "of_seeds", lambda *_: None)
+    monkeypatch.setattr(run.results_lib, "write", lambda *_: None)
+    monkeypatch.setattr(run.tables, "terminal", lambda _: "")
+    config = options.Config(
+        events=("click",), seeds=3, lime_clips=0, output_dir=tmp_path
+    )
+    untrained = {1}
+    found = run.main(config)
+    assert found["events"] == {"click": [0, 2]}
+    (left_out,) = found["left_out"]
+    assert (left_out["event"], left_out["seed"]) == ("click", 1)
+    told = tables.markdown({"events": {}, "left_out": [left_out]})
+    assert told == "**click, seed 1, is left out:** seed 1 tells nothing apart\n"
+    untrained = {0, 1, 2}
+    with pytest.raises(ValueError, match="no network learned"):
+        run.main(dataclasses.replace(config, overwrite=True))
 
 
 def test_what_cannot_be_merged(tmp_path):

@@ -145,6 +145,77 @@ def test_real_sounds_over_others_and_which_they_are(tmp_path, rng):
     assert sum(map(len, heard)) == len(set.union(*heard)) <= 2 * len(corpus.EVENTS)
 
 
+def test_esc10_as_its_authors_name_its_folders(tmp_path):
+    names = (*corpus.EVENTS, *corpus.BACKGROUNDS)
+    for number, name in enumerate(names):
+        theirs = f"{number:03d} - {name.capitalize().replace('_', ' ')}"
+        (tmp_path / theirs).mkdir()
+    found = corpus.folders_of(tmp_path)
+    assert list(found) == list(names)
+    assert found["dog_bark"].name == "000 - Dog bark"
+    for name in ("rooster", "fire_crackling"):
+        found[name].rmdir()
+    with pytest.raises(ValueError, match="no folder for rooster, fire_crackling; it"):
+        corpus.folders_of(tmp_path)
+
+
+def test_only_the_event_tells_clips_apart(tmp_path, speech, monkeypatch):
+    """A clean clip is turned down as if it had the event, which is planted too."""
+    alike = np.random.default_rng
+    # Every clip from the same draws: the event's clip less the clean one is the event.
+    monkeypatch.setattr(
+        np.random,
+        "default_rng",
+        lambda seed: alike(seed[:3] if len(seed) > 3 else seed),
+    )
+    monkeypatch.setitem(plants.LEVEL_DB, "burst", (20.0, 20.0))
+    log = data.SkipLog(strict=True)
+    config = config_of(speech=speech)
+    made = corpus.make(tmp_path / "made", config, "burst", 0, skip_log=log)
+    clean, planted = (
+        soundfile.read(made.splits.train[label].path)[0] for label in (0, 1)
+    )
+    event = made.events[str(made.splits.train[1].path)]
+    start, end = (round(t * RATE) for t in (event.start_s, event.end_s))
+    outside = np.delete(clean - planted, slice(start, end))
+    np.testing.assert_allclose(outside, 0, atol=2 / 2**15)
+    assert np.abs(planted).max() > 0.98 > 4 * np.abs(clean).max()
+
+
+def test_silence_is_drawn_anew(tmp_path, rng):
+    """An event that is as loud as nothing would be none."""
+    for number in range(8):
+        path = tmp_path / "speech" / f"{number}_someone_{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        sound = np.zeros(3 * RATE)
+        sound[:2000] = 0.1 * rng.normal(size=2000)
+        soundfile.write(path, sound, RATE)
+    config = options.Config(
+        events=("click",), clips=(20, 4, 4), speech=tmp_path / "speech"
+    )
+    log = data.SkipLog(strict=True)
+    made = corpus.make(tmp_path / "made", config, "click", 0, skip_log=log)
+    for clip in made.splits.train:
+        assert np.abs(soundfile.read(clip.path)[0]).max() > 0.1
+
+
+def test_a_corpus_that_was_left_half_made_is_made_anew(tmp_path, speech):
+    """Not taken for that of before, whose sounds it has begun to replace."""
+    root, log = tmp_path / "made", data.SkipLog(strict=True)
+    corpus.make(root, config_of(speech=speech), "burst", 0, skip_log=log)
+
+    def stopped(count):
+        raise KeyboardInterrupt
+
+    other = {"skip_log": log, "on_progress": stopped}
+    with pytest.raises(KeyboardInterrupt):
+        corpus.make(root, config_of(speech=speech), "burst", 1, **other)
+    told = []
+    again = {"skip_log": log, "on_progress": told.append}
+    corpus.make(root, config_of(speech=speech), "burst", 0, **again)
+    assert sum(told) == 14
+
+
 def test_babble_where_no_speech_is_given(tmp_path):
     made = corpus.make(
         tmp_path, config_of(), "burst", 0, skip_log=data.SkipLog(strict=True)

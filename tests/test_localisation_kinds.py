@@ -81,7 +81,7 @@ def test_a_finished_folder(finished, tmp_path, capsys):
         (output / "kinds.json").read_text()
     )
     text = (output / "kinds.md").read_text()
-    assert "| paper | 1.00 [0.16, 1.00] | 1.00 [0.03, 1.00] | 2 |" in text
+    assert "| paper | 1.00 (0.16, 1.00) | 1.00 | 2 |" in text
     shown = capsys.readouterr().out
     assert "paper" in shown
     assert max(map(len, shown.splitlines()[:-1])) <= 80

@@ -14,10 +14,10 @@ from experiments.localisation import (
 
 
 def test_seeds_are_matched_by_what_a_row_is_of():
-    """Not by where it stands; p of several seeds is one."""
+    """Not by where it stands; each seed has its own p."""
     rows = [
         {"method": name, "evidence": "plain", "locate": "map", "own": [own],
-         "random": [0.1], "p": 0.04}
+         "random": [0.1], "p": own / 10}
         for name, own in (("one", 0.2), ("other", 0.8))
     ]  # fmt: skip
     clips = [{"recording": "a.wav"}]
@@ -26,8 +26,7 @@ def test_seeds_are_matched_by_what_a_row_is_of():
     )
     assert [row["method"] for row in found] == ["one", "other"]
     assert [row["own"][0] for row in found] == [0.2, 0.8]
-    x = -2 * 2 * np.log(0.04)  # Fisher; chi squared of four degrees of freedom
-    assert found[0]["p"] == pytest.approx(np.exp(-x / 2) * (1 + x / 2))
+    assert [row["p"] for row in found] == [[0.2 / 10] * 2, [0.8 / 10] * 2]
 
 
 def test_what_stays_is_a_mean_over_seeds_of_the_clips_that_can_say(rng):
@@ -118,11 +117,15 @@ def test_channels_that_can_say_make_the_mean_of_consistency():
          "frequency": [float("nan")] * 3},
     ]  # fmt: skip
     (found,) = summary._consistent([{"consistent": [row]} for row in rows])
-    mean, low, high = found["time"]
-    assert mean == 0.5
-    assert 0 <= low < mean < high <= 1
-    assert found["chance"][0] == 0.375
-    assert found["frequency"] is None
+    assert found["time"] == [0.5, 0.5]
+    assert found["chance"] == [0.5, 0.25]
+    assert found["frequency"] == []
+    told = {f"{kind}, {level}": [0.125] for kind in ("time", "frequency")
+            for level in ("any clips", "same class")}  # fmt: skip
+    line = tables._alike([{**found, **told, "same_class": [1.0]}]).splitlines()[2]
+    assert line == (
+        "| paper | 1.00 / 0.38 | 0.50 (0.50, 0.50) / 0.12 / 0.12 | – / 0.12 / 0.12 |"
+    )
 
 
 def test_curves_are_compared_with_random_heat_of_their_kind():
@@ -147,8 +150,8 @@ def test_curves_are_compared_with_random_heat_of_their_kind():
     _, _, regions, heatmap = summary._faithful([part])
     least = 1 / 2**6  # of all exchanges of six pairs one is as good
     for name in ("deletion p", "insertion p"):
-        assert regions[name] == pytest.approx(least, abs=0.01)
-        assert heatmap[name] == 1
+        assert regions[name] == [pytest.approx(least, abs=0.01)]
+        assert heatmap[name] == [1]
     assert regions["deletion"] == pytest.approx((0.2, 0.2, 0.2))
     assert regions["curves"]["deletion"] == [0.2, 0.0]
 
@@ -197,11 +200,20 @@ def test_each_axis_that_scheme_and_event_have():
 
 
 def test_a_p_that_rounds_to_nothing_is_not_called_zero():
-    assert [cells.p_value(p) for p in (0.04, 0.001, 0.0004)] == [
-        "0.040",
-        "0.001",
-        "< 0.001",
-    ]
+    assert cells.p_values([0.04, 0.001, 0.0004]) == "0.040, 0.001, < 0.001"
+
+
+def test_an_interval_that_knows_of_no_other_network_looks_other():
+    assert cells.cell((0.5, 0.25, 0.75)) == "0.50 [0.25, 0.75]"
+    assert cells.cell((1.0, 0.98, 1.0)) == "1.00 (0.98, 1.00)"
+    assert cells.cell((0.0, 0.0, 0.02)) == "0.00 (0.00, 0.02)"
+    assert cells.cell((0.25, 0.25, 0.25)) == "0.25 [0.25, 0.25]"  # exact, of random
+    assert cells.cell(None) == ""
+
+
+def test_weak_classifiers_are_named():
+    assert tables._weak([0.95, 1.0]) == ""
+    assert "**1 of 2 below 0.95**" in tables._weak([0.949, 1.0])
 
 
 def test_hits_are_compared_clip_by_clip():
@@ -336,11 +348,11 @@ def test_all_events_at_a_glance():
                     curves("whitened", "occlusion", "heatmap", 0.2, 0.7),
                 ],
                 "masked": [
-                    {"method": "paper", "own": (0.3,), "random": (0.1,), "p": 0.0123}
+                    {"method": "paper", "own": (0.3,), "random": (0.1,), "p": [0.0123]}
                     | way,
-                    {"method": "paper", "own": (0.6,), "random": (0.05,), "p": 1e-5}
+                    {"method": "paper", "own": (0.6,), "random": (0.05,), "p": [1e-5]}
                     | silence,
-                    {"method": "centred", "own": (0.6,), "random": (0.05,), "p": 1e-5}
+                    {"method": "centred", "own": (0.6,), "random": (0.05,), "p": [1e-5]}
                     | silence,
                 ],
                 "stable": [
@@ -357,43 +369,44 @@ def test_all_events_at_a_glance():
             },
         }
     )
-    assert shown[1].splitlines() == [
+    shown = {name: part.splitlines()[2:] for name, part in shown.items()}
+    assert shown["without channels"] == [
         "| method | band, frequency | burst, square |",
         "| --- | --- | --- |",
         "| CAM | 0.50 [0.40, 0.60] |  |",
         "| LIME | 0.50 [0.40, 0.60] of 20 clips |  |",
     ]
-    assert shown[3].splitlines() == [
+    assert shown["channels"] == [
         "| channels | band, frequency | burst, square |",
         "| --- | --- | --- |",
         "| paper, plain | 0.10 [0.00, 0.20] | 0.90 [0.90, 0.90] |",
         "| paper | 0.15 [0.10, 0.20] / 0.30 [0.20, 0.40] |  |",
         "| paper, another seed | – / 0.60 |  |",
     ]
-    assert shown[5].splitlines() == [
+    assert shown["agreeing"] == [
         "| channels | band, frequency | burst, square |",
         "| --- | --- | --- |",
         "| paper | 0.75: 1.00 / 0.50 of 20 |  |",
         "| paper, square | 1.00: 0.90 / – of 0 |  |",
     ]
-    assert shown[7].splitlines() == [
+    assert shown["shares"] == [
         "| channels | band, frequency | burst, square |",
         "| --- | --- | --- |",
         "| paper, plain | 0.25, 0.12 | 0.25, 0.12 |",
         "| paper | 0.25, 0.12 |  |",
     ]
-    assert shown[9].splitlines()[2:] == [
+    assert shown["curves"][2:] == [
         "| CAM, map: regions | 0.50, 0.80 |  |",
         "| paper, map: heatmap | 0.40, 0.90 |  |",
         "| concentrated-few, occlusion: heatmap | 0.20, 0.70 |  |",
     ]
-    assert shown[11].splitlines()[2:] == [
+    assert shown["hidden"][2:] == [
         "| paper, plain, map | 0.30 (0.10), p 0.012 |  |",
         "| paper, contrastive, occlusion | 0.60 (0.05), p < 0.001 |  |",
     ]
-    assert shown[13].splitlines()[2:] == [
+    assert shown["stays"][2:] == [
         "| noise at 20 dB: paper, contrastive, occlusion | 0.75, 0.50 |  |",
         "| another seed: paper, contrastive, occlusion | –, 0.50 |  |",
         "| random weights: paper, contrastive, occlusion | –, – |  |",
     ]
-    assert len(shown) == 14
+    assert list(shown) == list(glance.QUESTIONS)

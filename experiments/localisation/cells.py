@@ -19,10 +19,16 @@ def name(row: dict[str, Any]) -> str:
 
 
 def cell(found: summary.Interval | None) -> str:
-    """A mean and its interval; nothing of None."""
+    """A mean and its interval; nothing of None.
+
+    In round brackets where all clips hit or none did: other clips of the same networks
+    can be told of, other networks not (`summary.interval`).
+    """
     if found is None:
         return ""
     mean, low, high = found
+    if mean in (low, high) and low < high:
+        return f"{mean:.2f} ({low:.2f}, {high:.2f})"
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
@@ -31,9 +37,9 @@ def words(scheme: str) -> str:
     return scheme.replace("_", "-")
 
 
-def p_value(value: float) -> str:
-    """What rounds to nothing is not called zero."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+def p_values(by_seed: Sequence[float]) -> str:
+    """Of each seed; what rounds to nothing is not called zero."""
+    return ", ".join("< 0.001" if p < 0.001 else f"{p:.3f}" for p in by_seed)
 
 
 def told(

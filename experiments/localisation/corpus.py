@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,13 @@ SPLITS = ("train", "validation", "test")
 TRUTH, SETTINGS = "truth.csv", "corpus.json"
 VERSION = 2  # of what the samples are; raise it when a change alters them
 
-# ESC-10's classes that begin and end, and those that go on.
+# ESC-10's classes that begin and end, and those that go on; of a folder's name what
+# follows the number that it may have, as in "001 - Dog bark".
 EVENTS = ("dog_bark", "rooster", "person_sneeze", "baby_cry")
 BACKGROUNDS = ("rain", "sea_waves", "helicopter", "chainsaw", "fire_crackling")
+# A stretch of speech or background that is quieter is drawn anew: an event is as loud
+# as what is there, and in digital silence there would be none.
+LEAST_PEAK = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,8 @@ def make(
         "sources": resume.digest(repr(sources)),
     }
     if runs.read_json(root / SETTINGS) != settings or not (root / TRUTH).exists():
+        # Until all is written anew, nothing is: sounds and truth must be of one making.
+        (root / SETTINGS).unlink(missing_ok=True)
         rows = []
         for split, count in zip(SPLITS, config.clips, strict=True):
             made = _clips(event, seed, split, count, sources, front_end, skip_log)
@@ -128,10 +135,9 @@ def _sources(
     """Recordings to plant in and to plant, a list a split; empty for babble."""
     if event == "sound":
         assert config.sounds is not None
+        folders = folders_of(config.sounds)
         return {
-            kind: _split(
-                [f for name in names for f in _files(config.sounds / name)], seed
-            )
+            kind: _split([f for name in names for f in _files(folders[name])], seed)
             for kind, names in (("event", EVENTS), ("background", BACKGROUNDS))
         }
     if config.speech is None:
@@ -141,7 +147,29 @@ def _sources(
 
 def kinds(sounds: Path) -> dict[str, str]:
     """Which of `EVENTS` each recording is, by what `Corpus.recordings` calls it."""
-    return {_source(file): name for name in EVENTS for file in _files(sounds / name)}
+    folders = folders_of(sounds, EVENTS)
+    return {_source(file): name for name in EVENTS for file in _files(folders[name])}
+
+
+def folders_of(
+    sounds: Path, names: Sequence[str] = (*EVENTS, *BACKGROUNDS)
+) -> dict[str, Path]:
+    """Where each class is in a copy of ESC-10.
+
+    Raises:
+      ValueError: a class has no folder; names all that have none.
+    """
+    found = {
+        re.sub(r"^\d+ *- *", "", folder.name).lower().replace(" ", "_"): folder
+        for folder in sorted(sounds.glob("*/"))
+    }
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(
+            f"--sounds {sounds} has no folder for {', '.join(missing)}; it takes a "
+            "copy of ESC-10, with folders such as dog_bark or '001 - Dog bark'"
+        )
+    return {name: found[name] for name in names}
 
 
 def _files(folder: Path) -> list[Path]:
@@ -205,21 +233,28 @@ def _clips(
         raise ValueError(f"of {len(files)} recordings none in a hundred could be used")
 
     def background(rng: np.random.Generator) -> np.ndarray:
-        """A clip's length: of a long recording a stretch, of short ones several."""
+        """A clip's length in which something can be heard."""
         if not sources:
             who = voices[rng.integers(len(voices))]
             babble = speech.utterance(
                 rng, who, sample_rate=rate, duration_s=front_end.clip_s
             )
             return np.asarray(babble, np.float64)
+        for _ in range(100):
+            stretch = stretch_of(rng)
+            if (peak := float(np.abs(stretch).max())) >= LEAST_PEAK:
+                return 0.5 * stretch / peak
+        raise ValueError("a hundred stretches of the recordings were silent")
+
+    def stretch_of(rng: np.random.Generator) -> np.ndarray:
+        """Of a long recording a part, of short ones several."""
         pieces: list[np.ndarray] = []
         while sum(map(len, pieces)) < front_end.num_samples:
             # Where one begins and the next ends must not sound like a click.
             pieces.append(plants.faded(recording(rng, "background")[1], rate))
         whole = np.concatenate(pieces)
         start = rng.integers(len(whole) - front_end.num_samples + 1)
-        stretch = whole[start : start + front_end.num_samples]
-        return 0.5 * stretch / max(float(np.abs(stretch).max()), 1e-4)
+        return whole[start : start + front_end.num_samples]
 
     for number in range(count):
         rng = np.random.default_rng([seed, 4, part, number])

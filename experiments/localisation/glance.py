@@ -16,25 +16,18 @@ SILENCED = ("random", "CAM", "LIME", summary.CLASS, *variants.SHOWN)
 CHANGES = ("noise at 20 dB", stable.SEED, stable.RANDOM, stable.ANOTHER)
 
 
-def markdown(events: Events) -> list[str]:
-    """Words and tables in turns; none of what was not measured."""
-    parts = []
-    for about, first, lines in (
-        _without_channels(events),
-        _channels(events),
-        _agreeing(events),
-        _shares(events),
-        _curves(events),
-        _hidden(events),
-        _stays(events),
-    ):
-        heads = [f"{e}, {cells.words(found['fits'][0])}" for e, found in events.items()]
+def markdown(events: Events) -> dict[str, str]:
+    """By question words and a table; nothing of what was not measured."""
+    heads = [f"{e}, {cells.words(found['fits'][0])}" for e, found in events.items()]
+    parts = {}
+    for question, of in QUESTIONS.items():
+        about, first, lines = of(events)
         rows = [
             [name, *(said.get(event, "") for event in events)]
             for name, said in lines.items()
         ]
-        if rows:
-            parts += [about, cells.table(" | ".join([first, *heads]), rows)]
+        table = cells.table(" | ".join([first, *heads]), rows)
+        parts[question] = f"{about}\n\n{table}" if rows else ""
     return parts
 
 
@@ -144,12 +137,12 @@ def _hidden(events: Events) -> tuple[str, str, Lines]:
             if row["method"] in SILENCED:
                 # 0 where it rounds to -0.00.
                 own, others = (round(row[of][0], 2) + 0.0 for of in ("own", "random"))
-                said = f"{own:.2f} ({others:.2f}), p {cells.p_value(row['p'])}"
+                said = f"{own:.2f} ({others:.2f}), p {cells.p_values(row['p'])}"
                 lines.setdefault(cells.name(row), {})[event] = said
     about = (
         "Probability that is lost when the region is silenced (when another one is, "
-        "the mean over these), and p of a permutation test, not corrected for the "
-        "number of rows:"
+        "the mean over these), and p of a permutation test of each seed, not corrected "
+        "for their number:"
     )
     return about, "region of", lines
 
@@ -187,3 +180,15 @@ def _hit(found: dict[str, Any], row: dict[str, Any]) -> str:
 
 def _of_channels(row: dict[str, Any]) -> str:
     return row["method"] + ", plain" * (row["evidence"] == "plain")
+
+
+# What is asked, in the order in which it is told.
+QUESTIONS = {
+    "without channels": _without_channels,
+    "channels": _channels,
+    "agreeing": _agreeing,
+    "shares": _shares,
+    "curves": _curves,
+    "hidden": _hidden,
+    "stays": _stays,
+}

@@ -175,7 +175,10 @@ def measure(
 def _row(
     found: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Of all seeds; intervals over seeds and the recordings that clips share."""
+    """Of all seeds; intervals over seeds and the recordings that clips share.
+
+    None of pairs: channels are near copies of each other, and no sample of anything.
+    """
     import numpy as np
 
     from experiments.localisation import summary
@@ -191,11 +194,10 @@ def _row(
         return summary.interval(*zip(*pairs, strict=True)) if pairs else None
 
     recordings = [part["recordings"] for part in parts]
-    pairs = [one["pairs"] for one in found]
     return {
         "same": over([one["same"] for one in found], recordings),
         "chance": over([one["chance"] for one in found], recordings),
-        "pairs": over(pairs, [range(len(each)) for each in pairs]),
+        "pairs": [float(one["pairs"].mean()) for one in found if len(one["pairs"])],
         "pairs by chance": float(np.mean([one["pairs by chance"] for one in found])),
         "tops": [one["tops"] for one in found],
     }
@@ -211,11 +213,12 @@ def markdown(results: Mapping[str, Any]) -> str:
         if not rows:
             chance = f"{row['pairs by chance']:.2f}"
             rows.append(["by chance", cells.cell(row["chance"]), chance, ""])
+        pairs = ", ".join(f"{share:.2f}" for share in row["pairs"])
         tops = ", ".join(map(str, row["tops"]))
-        rows.append([name, cells.cell(row["same"]), cells.cell(row["pairs"]), tops])
+        rows.append([name, cells.cell(row["same"]), pairs, tops])
     header = (
         "channels | top channel's prototypes of the clip's kind | pairs of a channel's "
-        "prototypes of one kind | different top channels, by seed"
+        "prototypes of one kind, by seed | different top channels, by seed"
     )
     return (
         f"Kinds of events that share a class, sound, seeds {seeds}, "

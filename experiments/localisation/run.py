@@ -70,18 +70,33 @@ def main(config: options.Config) -> dict[str, Any]:
     if "sound" in events and config.sounds is None:
         runs.say("event sound is left out: it takes --sounds DIR, a copy of ESC-10")
         events.remove("sound")
-    parts: dict[str, list[dict[str, Any]]] = {event: [] for event in events}
+    if "sound" in events and config.sounds:
+        corpus_lib.folders_of(config.sounds)  # raises now, not after other events
+    parts: dict[str, list[dict[str, Any]]] = {}
+    left_out: list[dict[str, Any]] = []
     for event in events:
         for seed in range(config.seed, config.seed + config.seeds):
             runs.say(f"\n{event}, seed {seed}")
             folder = output / event / f"seed{seed}"
             with stages(f"{event} {seed}"):
-                parts[event].append(_one(config, folder, event, seed, mesh))
+                try:
+                    part = _one(config, folder, event, seed, mesh)
+                except disentangle.UntrainedError as error:
+                    # Other seeds stand; who reads the tables is told of this one.
+                    left_out.append(
+                        {"event": event, "seed": seed, "reason": str(error)}
+                    )
+                    runs.say(f"{event}, seed {seed} is left out: {error}")
+                else:
+                    parts.setdefault(event, []).append(part)
+    if not parts:
+        raise ValueError("no network learned to tell clips with an event apart")
     results = {
         "experiment": "localisation",
         "least_overlap": pointing.LEAST_OVERLAP,
         "events": {event: summary.of(found) for event, found in parts.items()},
         "seeds": config.seeds,
+        "left_out": left_out,
         **results_lib.how(config, mesh, stages),
     }
     if hosts.is_primary():

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from apex_jax import faithfulness, stability
 from experiments.localisation import plants
@@ -40,7 +39,8 @@ def interval(
     Seeds are drawn with replacement, and of each what is independent, clips or the
     recordings that they share: with one seed the interval says what other test clips
     would change, with several also what other trainings. Where all values are 0, or all
-    1, drawing them anew says nothing, and the interval is that of Clopper and Pearson.
+    1, drawing them anew says nothing, and the interval is that of Clopper and Pearson:
+    of other clips of the same networks, since of other networks nothing is known then.
 
     Args:
       values: of each seed one a clip.
@@ -257,21 +257,14 @@ def _faithful(parts: Sequence[Part]) -> list[dict[str, Any]]:
             own[name] = _over_clips(parts, [one[name] for one in same])
             several = all(len(one[name]) > 1 for one in same)
             if row["method"] != "random" and several:
-                own[f"{name} p"] = combined(
-                    [
-                        faithfulness.paired_p(
-                            sign * np.array(one[name]), sign * np.array(other[name])
-                        )
-                        for one, other in zip(same, chance, strict=True)
-                    ]
-                )
+                own[f"{name} p"] = [
+                    faithfulness.paired_p(
+                        sign * np.array(one[name]), sign * np.array(other[name])
+                    )
+                    for one, other in zip(same, chance, strict=True)
+                ]
         found.append(own)
     return found
-
-
-def combined(p_values: Sequence[float]) -> float:
-    """One p of several seeds', by Fisher's method."""
-    return float(scipy.stats.combine_pvalues(p_values, method="fisher").pvalue)
 
 
 def _masked(parts: Sequence[Part]) -> list[dict[str, Any]]:
@@ -284,7 +277,7 @@ def _masked(parts: Sequence[Part]) -> list[dict[str, Any]]:
             # A probability may rise as well.
             lost = [one[name] for one in same]
             own[name] = _over_clips(parts, lost, least=-1.0)
-        own["p"] = combined([one["p"] for one in same])
+        own["p"] = [one["p"] for one in same]
         found.append(own)
     return found
 
@@ -344,7 +337,10 @@ def _stable(parts: Sequence[Part]) -> list[dict[str, Any]]:
 
 
 def _consistent(parts: Sequence[Part]) -> list[dict[str, Any]]:
-    """Mean over channels and seeds, and its interval; None of nothing."""
+    """Of each seed the mean over channels, where any can say.
+
+    No interval: with few directions in the features, channels are near copies.
+    """
     found = []
     for row in parts[0]["consistent"]:
         same = _same(row, [part["consistent"] for part in parts])
@@ -352,6 +348,6 @@ def _consistent(parts: Sequence[Part]) -> list[dict[str, Any]]:
         for kind in row.keys() - {"method"}:
             several = [np.atleast_1d(np.array(one[kind], float)) for one in same]
             known = [v[~np.isnan(v)] for v in several if not np.all(np.isnan(v))]
-            own[kind] = interval(known, least=-1.0) if known else None
+            own[kind] = [float(one.mean()) for one in known]
         found.append(own)
     return found

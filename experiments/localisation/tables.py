@@ -24,7 +24,11 @@ STAYS = {
 
 def markdown(results: dict[str, Any]) -> str:
     """All events at a glance, then each, the scheme that fits it in full."""
-    parts = glance.markdown(results["events"])
+    parts = [part for part in glance.markdown(results["events"]).values() if part]
+    parts += [
+        f"**{one['event']}, seed {one['seed']}, is left out:** {one['reason']}"
+        for one in results.get("left_out", ())
+    ]
     for event, found in results["events"].items():
         scheme, axis = found["fits"]
         accuracy = ", ".join(f"{a:.3f}" for a in found["accuracy"])
@@ -148,12 +152,12 @@ def _areas(rows: Sequence[dict[str, Any]], event: str) -> list[str]:
         line = [cells.name(row), row["heat"]]
         for name in ("deletion", "insertion"):
             p = row.get(f"{name} p")
-            line += [cells.cell(row[name]), "" if p is None else cells.p_value(p)]
+            line += [cells.cell(row[name]), "" if p is None else cells.p_values(p)]
         lines.append(line)
     return [
         "Areas below the probability while the hottest is silenced first (small is "
-        "good) and heard first (large is good); p against random order, of cells for "
-        "heatmaps and of regions for regions:",
+        "good) and heard first (large is good); p of each seed against random order, "
+        "of cells for heatmaps and of regions for regions:",
         cells.table("heat of | kind | deletion | p | insertion | p", lines),
         f"![What is left of the class's probability, {event}]({event}/curves.png)",
     ]
@@ -168,32 +172,37 @@ def _hidden(rows: Sequence[dict[str, Any]]) -> list[str]:
             cells.name(row),
             cells.cell(row["own"]),
             cells.cell(row["random"]),
-            cells.p_value(row["p"]),
+            cells.p_values(row["p"]),
         ]
         for row in cells.told(rows)
     ]
     return [
         "Probability lost by silencing the top channel's region, and the mean over all "
-        "other regions; p of a permutation test, not corrected for the number of rows:",
+        "other regions; p of a permutation test of each seed, not corrected for their "
+        "number:",
         cells.table("region of | lost | by others | p", lines),
     ]
 
 
 def _alike(rows: Sequence[dict[str, Any]]) -> str:
-    def word(found: summary.Interval | None) -> str:
-        return "–" if found is None else f"{found[0]:.2f}"
+    def word(by_seed: Sequence[float]) -> str:
+        return f"{sum(by_seed) / len(by_seed):.2f}" if by_seed else "–"
+
+    def own(by_seed: Sequence[float]) -> str:
+        several = ", ".join(f"{one:.2f}" for one in by_seed)
+        return word(by_seed) + f" ({several})" * (len(by_seed) > 1)
 
     def beside(row: dict[str, Any], kind: str) -> str:
         chance = (row[f"{kind}, any clips"], row[f"{kind}, same class"])
-        return f"{cells.cell(row[kind]) or '–'} ({', '.join(map(word, chance))})"
+        return f"{own(row[kind])} / {' / '.join(map(word, chance))}"
 
     return cells.table(
-        "prototypes of | pairs of one class (any clips) | alike in time (any clips, "
-        "of the class) | in frequency (any clips, of the class)",
+        "prototypes of | pairs of one class / any clips | alike in time / any clips / "
+        "of the class | in frequency / any clips / of the class",
         [
             [
                 row["method"],
-                f"{cells.cell(row['same_class']) or '–'} ({word(row['chance'])})",
+                f"{own(row['same_class'])} / {word(row['chance'])}",
                 beside(row, "time"),
                 beside(row, "frequency"),
             ]
