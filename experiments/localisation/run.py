@@ -67,11 +67,12 @@ def main(config: options.Config) -> dict[str, Any]:
     mesh, stages = mesh_lib.make(), progress.Stages()
     runs.claim(output, config)
     events = list(config.events)
-    if "sound" in events and config.sounds is None:
-        runs.say("event sound is left out: it takes --sounds DIR, a copy of ESC-10")
-        events.remove("sound")
-    if "sound" in events and config.sounds:
-        corpus_lib.folders_of(config.sounds)  # raises now, not after other events
+    if "sound" in events:
+        if config.sounds is None:
+            runs.say("event sound is left out: it takes --sounds DIR, a copy of ESC-10")
+            events.remove("sound")
+        else:
+            corpus_lib.folders_of(config.sounds)  # raises now, not after other events
     parts: dict[str, list[dict[str, Any]]] = {}
     left_out: list[dict[str, Any]] = []
     for event in events:
